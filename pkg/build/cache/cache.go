@@ -131,7 +131,7 @@ func (c *Cache) Get(ctx context.Context, k *Key, build func(ctx context.Context,
 	if used(dir) {
 		return dir, nil
 	}
-	unlock, err := lock(ctx, dir+".lock")
+	unlock, err := Lock(ctx, dir+".lock")
 	if err != nil {
 		return "", err
 	}
@@ -162,9 +162,10 @@ func used(dir string) bool {
 	return os.Chtimes(dir, now, now) == nil
 }
 
-// lock takes an exclusive flock(2), waiting until ctx ends. The kernel drops
-// it when the process dies, so that a killed build blocks nobody.
-func lock(ctx context.Context, path string) (unlock func(), err error) {
+// Lock takes an exclusive flock(2) on a file, which it creates, waiting until
+// ctx ends. The kernel drops it when the process dies, so that a killed build
+// blocks nobody.
+func Lock(ctx context.Context, path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err
