@@ -15,10 +15,9 @@ const (
 	None Action = iota
 	Reboot
 	PowerOff
-	Halt
 )
 
-var names = [...]string{"none", "reboot", "poweroff", "halt"}
+var names = [...]string{"none", "reboot", "poweroff"}
 
 // String is the name of the command that asks for the action.
 func (a Action) String() string {
@@ -35,7 +34,7 @@ func Parse(name string) (Action, error) {
 			return Action(a), nil
 		}
 	}
-	return None, fmt.Errorf("%q is none of reboot, poweroff, halt", name)
+	return None, fmt.Errorf("%q is neither reboot nor poweroff", name)
 }
 
 // Do performs the action at once, without a sync, and does not return when it worked.
@@ -46,8 +45,6 @@ func (a Action) Do() error {
 		cmd = unix.LINUX_REBOOT_CMD_RESTART
 	case PowerOff:
 		cmd = unix.LINUX_REBOOT_CMD_POWER_OFF
-	case Halt:
-		cmd = unix.LINUX_REBOOT_CMD_HALT
 	default:
 		return fmt.Errorf("power: nothing to do for %v", a)
 	}

@@ -48,7 +48,7 @@ func TestWatchButtonOfOtherDevice(t *testing.T) {
 }
 
 func TestParse(t *testing.T) {
-	for _, a := range []Action{Reboot, PowerOff, Halt} {
+	for _, a := range []Action{Reboot, PowerOff} {
 		if got, err := Parse(a.String()); got != a || err != nil {
 			t.Errorf("Parse(%q) = %v, %v; want %v", a.String(), got, err, a)
 		}
