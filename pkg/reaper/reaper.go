@@ -143,18 +143,29 @@ func (p *Process) Copied() <-chan struct{} { return p.copied }
 func (p *Process) Exit() Exit { return p.exit }
 
 // Signal sends sig to the child. os.ErrProcessDone means that it ended before.
-func (p *Process) Signal(sig syscall.Signal) error { return p.signal(p.pid, sig) }
-
-// SignalGroup sends sig to the process group that the child leads (SysProcAttr.Setpgid or Setsid).
-func (p *Process) SignalGroup(sig syscall.Signal) error { return p.signal(-p.pid, sig) }
-
-func (p *Process) signal(target int, sig syscall.Signal) error {
+func (p *Process) Signal(sig syscall.Signal) error {
 	p.r.mu.Lock()
 	defer p.r.mu.Unlock()
 	if p.r.children[p.pid] != p {
 		return os.ErrProcessDone
 	}
-	if err := unix.Kill(target, sig); err != nil {
+	return kill(p.pid, sig)
+}
+
+// SignalGroup sends sig to the process group that the child leads (SysProcAttr.Setpgid or Setsid). It works after the
+// child's end too, while members of the group are left: so long the kernel gives the number to nobody else. Use it
+// right after Done, because an empty group's number can be reused. os.ErrProcessDone means that the group is empty.
+func (p *Process) SignalGroup(sig syscall.Signal) error {
+	p.r.mu.Lock()
+	defer p.r.mu.Unlock()
+	return kill(-p.pid, sig)
+}
+
+func kill(target int, sig syscall.Signal) error {
+	switch err := unix.Kill(target, sig); {
+	case errors.Is(err, unix.ESRCH):
+		return os.ErrProcessDone
+	case err != nil:
 		return fmt.Errorf("signal %d with %s: %w", target, unix.SignalName(sig), err)
 	}
 	return nil

@@ -216,7 +216,7 @@ func (m *machine) insist(now time.Duration) []action {
 	if !m.down {
 		return acts
 	}
-	m.state, m.pid, m.deadline = Stopped, 0, 0
+	m.state, m.pid, m.deadline, m.ready = Stopped, 0, 0, 0
 	return acts
 }
 

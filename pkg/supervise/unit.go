@@ -104,7 +104,7 @@ func (u *unit) sweep() error {
 	if u.m.svc.MainOnly {
 		return nil
 	}
-	if err := u.proc.SignalGroup(unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+	if err := u.proc.SignalGroup(unix.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
 	if !u.group.Populated() {
