@@ -1,0 +1,16 @@
+//go:build 386 || arm || mips || mipsle || ppc
+
+package clock
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// setOffset and setErrors exist per word size, because Timex is made of C longs.
+func setOffset(tx *unix.Timex, d time.Duration) { tx.Offset = int32(d.Microseconds()) }
+
+func setErrors(tx *unix.Timex, d time.Duration) {
+	tx.Maxerror, tx.Esterror = int32(d.Microseconds()), int32(d.Microseconds())
+}

@@ -1,0 +1,133 @@
+package nodewatch
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// kubeconfig is the part of a kubeconfig file that a client with a certificate needs. The file is ours, written by
+// `cairn-kube control`, and other tools may add to it: unknown keys are no error here.
+type kubeconfig struct {
+	CurrentContext string `yaml:"current-context"`
+	Contexts       []struct {
+		Name    string `yaml:"name"`
+		Context struct {
+			Cluster string `yaml:"cluster"`
+			User    string `yaml:"user"`
+		} `yaml:"context"`
+	} `yaml:"contexts"`
+	Clusters []struct {
+		Name    string  `yaml:"name"`
+		Cluster cluster `yaml:"cluster"`
+	} `yaml:"clusters"`
+	Users []struct {
+		Name string `yaml:"name"`
+		User user   `yaml:"user"`
+	} `yaml:"users"`
+}
+
+type cluster struct {
+	Server string `yaml:"server"`
+	CAData string `yaml:"certificate-authority-data"`
+	CA     string `yaml:"certificate-authority"`
+}
+
+type user struct {
+	CertData string `yaml:"client-certificate-data"`
+	Cert     string `yaml:"client-certificate"`
+	KeyData  string `yaml:"client-key-data"`
+	Key      string `yaml:"client-key"`
+}
+
+// endpoint is how to reach an API server.
+type endpoint struct {
+	server *url.URL
+	tls    *tls.Config
+}
+
+// loadKubeconfig reads the current context of the file at path. A missing file wraps fs.ErrNotExist.
+func loadKubeconfig(path string) (endpoint, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return endpoint{}, fmt.Errorf("read kubeconfig: %w", err)
+	}
+	e, err := parseKubeconfig(data)
+	if err != nil {
+		return endpoint{}, fmt.Errorf("kubeconfig %s: %w", path, err)
+	}
+	return e, nil
+}
+
+func parseKubeconfig(data []byte) (endpoint, error) {
+	var k kubeconfig
+	if err := yaml.Unmarshal(data, &k); err != nil {
+		return endpoint{}, fmt.Errorf("parse: %w", err)
+	}
+	c, u, err := k.current()
+	if err != nil {
+		return endpoint{}, err
+	}
+	server, err := url.Parse(c.Server)
+	if err != nil || server.Scheme != "https" || server.Host == "" {
+		return endpoint{}, fmt.Errorf("server %q is no https URL", c.Server)
+	}
+	ca, err := material(c.CAData, c.CA)
+	if err != nil {
+		return endpoint{}, fmt.Errorf("certificate authority: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(ca) {
+		return endpoint{}, errors.New("certificate authority: no certificate in it")
+	}
+	certPEM, err := material(u.CertData, u.Cert)
+	if err != nil {
+		return endpoint{}, fmt.Errorf("client certificate: %w", err)
+	}
+	keyPEM, err := material(u.KeyData, u.Key)
+	if err != nil {
+		return endpoint{}, fmt.Errorf("client key: %w", err)
+	}
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return endpoint{}, fmt.Errorf("client certificate: %w", err)
+	}
+	return endpoint{server: server, tls: &tls.Config{
+		RootCAs: pool, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12,
+	}}, nil
+}
+
+// current resolves current-context.
+func (k kubeconfig) current() (cluster, user, error) {
+	for _, ctx := range k.Contexts {
+		if ctx.Name != k.CurrentContext {
+			continue
+		}
+		for _, c := range k.Clusters {
+			for _, u := range k.Users {
+				if c.Name == ctx.Context.Cluster && u.Name == ctx.Context.User {
+					return c.Cluster, u.User, nil
+				}
+			}
+		}
+	}
+	return cluster{}, user{}, fmt.Errorf("context %q is not complete", k.CurrentContext)
+}
+
+// material is inline base64, or the content of a file.
+func material(inline, path string) ([]byte, error) {
+	switch {
+	case inline != "":
+		return base64.StdEncoding.DecodeString(inline)
+	case path != "":
+		return os.ReadFile(path)
+	default:
+		return nil, errors.New("missing")
+	}
+}
