@@ -45,9 +45,9 @@ func (n *node) Restart(p string) error {
 	}
 	return n.tell("restart %s", p)
 }
-func (n *node) Reboot() error        { return n.tell("reboot") }
-func (n *node) PowerOff() error      { return n.tell("poweroff") }
-func (n *node) Announce(text string) { n.tell("announce %s", text) }
+func (n *node) Reboot() error              { return n.tell("reboot") }
+func (n *node) PowerOff() error            { return n.tell("poweroff") }
+func (n *node) Announce(text, mark string) { n.tell("announce %s as %q", text, mark) }
 
 func serve(t *testing.T) (*node, Client) {
 	t.Helper()
@@ -83,13 +83,13 @@ func TestCalls(t *testing.T) {
 	}
 	for _, req := range []Request{
 		{Verb: VerbStart, Process: "store"}, {Verb: VerbRestart, Process: "store"}, {Verb: VerbReboot},
-		{Verb: VerbPowerOff}, {Verb: VerbAnnounce, Text: "node till-1 Ready after 71.3s"},
+		{Verb: VerbPowerOff}, {Verb: VerbAnnounce, Text: "node till-1 Ready after 71.3s", Mark: "node ready"},
 	} {
 		if err := c.Do(ctx, req); err != nil {
 			t.Errorf("Do(%v) = %v", req, err)
 		}
 	}
-	want := []string{"start store", "restart store", "reboot", "poweroff", "announce node till-1 Ready after 71.3s"}
+	want := []string{"start store", "restart store", "reboot", "poweroff", `announce node till-1 Ready after 71.3s as "node ready"`}
 	if diff := cmp.Diff(want, n.told); diff != "" {
 		t.Errorf("told (-want +got):\n%s", diff)
 	}

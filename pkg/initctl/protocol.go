@@ -38,6 +38,7 @@ type Request struct {
 	Verb    Verb   `json:"verb"`
 	Process string `json:"process,omitempty"` // for start, stop and restart
 	Text    string `json:"text,omitempty"`    // for announce
+	Mark    string `json:"mark,omitempty"`    // for announce: also a mark of this name in the status's timeline
 }
 
 // response is the line that answers. Error is empty on success.
@@ -89,10 +90,12 @@ func (r Request) check() error {
 		return fmt.Errorf("%w: verb %s with process %.40q", ErrRequest, r.Verb, r.Process)
 	case text != (r.Text != ""):
 		return fmt.Errorf("%w: verb %s with text %.40q", ErrRequest, r.Verb, r.Text)
-	case len(r.Process) > maxName || len(r.Text) > maxText:
+	case r.Mark != "" && !text:
+		return fmt.Errorf("%w: verb %s with mark %.40q", ErrRequest, r.Verb, r.Mark)
+	case len(r.Process) > maxName || len(r.Mark) > maxName || len(r.Text) > maxText:
 		return fmt.Errorf("%w: argument too long", ErrRequest)
 	}
-	for _, c := range r.Process + r.Text {
+	for _, c := range r.Process + r.Text + r.Mark {
 		if c < 0x20 || c >= 0x7f && c < 0xa0 { // it is printed on consoles
 			return fmt.Errorf("%w: control character in argument", ErrRequest)
 		}

@@ -28,7 +28,9 @@ type Handler interface {
 	Restart(process string) error
 	Reboot() error
 	PowerOff() error
-	Announce(text string) // prints "cairn: <text>" on the console
+	// Announce prints "cairn: <text>" on the console. A mark that is not "" goes, with the time, into the status's
+	// timeline: once per name and boot, so that a restarted client finds what it did before.
+	Announce(text, mark string)
 }
 
 // Server answers clients on a unix socket.
@@ -167,7 +169,7 @@ func (s *Server) perform(req Request) (response, error) {
 	case VerbPowerOff:
 		return response{}, s.h.PowerOff()
 	case VerbAnnounce:
-		s.h.Announce(req.Text)
+		s.h.Announce(req.Text, req.Mark)
 		return response{}, nil
 	default:
 		return response{}, fmt.Errorf("%w: unknown verb %q", ErrRequest, req.Verb)

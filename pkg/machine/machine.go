@@ -1,0 +1,242 @@
+// Package machine composes the machine daemon, cairnd: the administration interface, the clock, and the watch over
+// the Kubernetes node, whose readiness it announces on the console through init.
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"github.com/cairn-os/cairn/pkg/initctl"
+	"github.com/cairn-os/cairn/pkg/machine/adminapi"
+	"github.com/cairn-os/cairn/pkg/machine/clock"
+	"github.com/cairn-os/cairn/pkg/machine/nodewatch"
+	"github.com/cairn-os/cairn/pkg/status"
+)
+
+// PodNetwork is where pods get their addresses. A node's address inside it is no address of the machine.
+const PodNetwork = "10.42.0.0/16"
+
+// Options configure a Machine. All but NTPServers are required.
+type Options struct {
+	Node       string // name of the Kubernetes node
+	Kubeconfig string // path of the administrator's kubeconfig
+	Socket     string // path of the administration socket
+	InitSocket string // path of init's control socket
+	LogDir     string // of the supervised processes
+	NTPServers []string
+	KeepTime   bool // false where the clock is another's: in container mode
+	Log        *slog.Logger
+}
+
+// Machine is a running daemon.
+type Machine struct {
+	opt   Options
+	init  initctl.Client
+	clock *clock.Clock // nil without KeepTime
+	boot  boot
+
+	mu        sync.Mutex // guards all below
+	node      status.Node
+	readiness readiness
+}
+
+// New prepares the daemon.
+func New(opt Options) (*Machine, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("read boot id: %w", err)
+	}
+	m := &Machine{
+		opt: opt, init: initctl.Client{Path: opt.InitSocket},
+		boot: boot{id: strings.TrimSpace(string(id)), shared: !opt.KeepTime},
+		node: status.Node{Name: opt.Node, Reason: nodewatch.ReasonNoKubeconfig},
+	}
+	if opt.KeepTime {
+		m.clock = clock.New(clock.Options{Servers: opt.NTPServers, Log: opt.Log})
+	}
+	return m, nil
+}
+
+// Run serves until ctx ends. Readiness is notified once the administration socket answers.
+func (m *Machine) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ln, err := adminapi.Listen(m.opt.Socket)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	m.boot.since = now.Add(-m.uptime(ctx).Duration())
+	m.readiness = m.recall(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	if m.clock != nil {
+		wg.Go(func() { m.clock.Run(ctx) })
+	}
+	wg.Go(func() {
+		nodewatch.Watch(ctx, nodewatch.Options{
+			Kubeconfig: m.opt.Kubeconfig, Node: m.opt.Node,
+			Update: func(o nodewatch.Observation) { m.observe(ctx, o) },
+		})
+	})
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		m.opt.Log.Warn("notify readiness", "error", err)
+	}
+	api := &adminapi.Server{Init: m.init, Status: m.Status, LogDir: m.opt.LogDir, Log: m.opt.Log}
+	return api.Serve(ctx, ln)
+}
+
+// readyMark is the name under which init keeps, for a restarted cairnd, when the node became Ready.
+const readyMark = "node ready"
+
+// recall returns what an earlier cairnd of this boot has announced.
+func (m *Machine) recall(ctx context.Context) readiness {
+	st, err := m.init.Status(ctx)
+	if err != nil {
+		return readiness{}
+	}
+	for _, mark := range st.Timeline {
+		if mark.Name == readyMark {
+			return readiness{ready: true, readyAt: mark.AtS}
+		}
+	}
+	return readiness{}
+}
+
+// observe keeps what was seen of the node and announces changes.
+func (m *Machine) observe(ctx context.Context, o nodewatch.Observation) {
+	at := m.uptime(ctx)
+	m.mu.Lock()
+	next, node, line := m.readiness.observe(o, m.boot, at)
+	first := next.readyAt != 0 && m.readiness.readyAt == 0
+	m.readiness, m.node = next, node
+	m.mu.Unlock()
+	if line == "" {
+		return
+	}
+	m.opt.Log.Info("node condition changed", "node", node.Name, "ready", node.Ready, "reason", node.Reason, "uptime", at)
+	req := initctl.Request{Verb: initctl.VerbAnnounce, Text: plain(line)}
+	if first {
+		req.Mark = readyMark
+	}
+	if err := m.init.Do(ctx, req); err != nil {
+		m.opt.Log.Warn("announce", "error", err)
+	}
+}
+
+// plain makes text of the API server fit for a console line.
+func plain(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s)
+	const most = 400
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	return s
+}
+
+// uptime is the time since power-on: init's word, because in container mode the kernel's own counts another machine's;
+// the kernel's where init does not answer.
+func (m *Machine) uptime(ctx context.Context) status.Seconds {
+	if st, err := m.init.Status(ctx); err == nil {
+		return st.UptimeS
+	}
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0
+	}
+	return status.InSeconds(time.Duration(ts.Nano()))
+}
+
+// Status is init's status with what the daemon knows: node, clock, addresses, and the boot's timeline.
+func (m *Machine) Status(ctx context.Context) (status.Status, error) {
+	st, err := m.init.Status(ctx)
+	if err != nil {
+		return st, err
+	}
+	m.mu.Lock()
+	node := m.node
+	m.mu.Unlock()
+	st.Node = &node
+	if m.clock != nil {
+		c := m.clock.Status()
+		st.Clock = &c
+	}
+	addrs, addrErr := addresses()
+	if addrErr != nil {
+		m.opt.Log.Warn("list addresses", "error", addrErr)
+	}
+	st.Addresses = addrs
+	st.Timeline = timeline(st)
+	return st, nil
+}
+
+// timeline joins init's marks with the end of the boot phases and the readiness of the processes.
+func timeline(st status.Status) []status.Mark {
+	marks := slices.Clone(st.Timeline)
+	if n := len(st.Phases); n > 0 {
+		last := st.Phases[n-1]
+		marks = append(marks, status.Mark{Name: "phases done", AtS: last.StartS + last.DurationS})
+	}
+	for _, p := range st.Processes {
+		if p.ReadyS > 0 {
+			marks = append(marks, status.Mark{Name: p.Name + " ready", AtS: p.ReadyS})
+		}
+	}
+	slices.SortStableFunc(marks, func(a, b status.Mark) int {
+		switch {
+		case a.AtS < b.AtS:
+			return -1
+		case a.AtS > b.AtS:
+			return 1
+		}
+		return 0
+	})
+	return marks
+}
+
+// addresses lists the machine's global addresses, without loopback and the pods' bridges.
+func addresses() ([]status.Address, error) {
+	links, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	pods, err := netip.ParsePrefix(PodNetwork)
+	if err != nil {
+		return nil, err
+	}
+	var out []status.Address
+	var errs []error
+	for _, l := range links {
+		if l.Flags&net.FlagUp == 0 || l.Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		addrs, err := l.Addrs()
+		errs = append(errs, err)
+		for _, a := range addrs {
+			p, err := netip.ParsePrefix(a.String())
+			if err == nil && p.Addr().IsGlobalUnicast() && !pods.Contains(p.Addr()) {
+				out = append(out, status.Address{Link: l.Name, Prefix: p.String()})
+			}
+		}
+	}
+	return out, errors.Join(errs...)
+}
