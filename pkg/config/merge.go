@@ -1,0 +1,191 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/cairn-os/cairn/pkg/cmdline"
+)
+
+// Source is one place that configuration comes from.
+type Source struct {
+	Name string // the file's path, or how else the owner knows it
+	Data []byte
+
+	params []cmdline.Param // instead of Data
+}
+
+// CommandLineName is what problems of the kernel command line are reported under.
+const CommandLineName = "kernel command line"
+
+// CommandLine returns the configuration that the kernel command line holds, as a source.
+func CommandLine(l cmdline.Line) Source {
+	return Source{Name: CommandLineName, params: l.Config()}
+}
+
+// Merge reads all sources and puts them together, later ones over earlier ones: mappings merge, everything else is
+// replaced, lists and interfaces as a whole. It returns the configuration and its document, in which comments tell
+// where each value came from. Sources that hold nothing are skipped; without any the configuration is empty. When one
+// source is bad nothing is returned but the Problems of all.
+func Merge(sources []Source) (*Config, []byte, error) {
+	root := &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map"}
+	var problems Problems
+	for _, s := range sources {
+		tree, err := s.read()
+		var bad Problems
+		switch {
+		case errors.Is(err, ErrNoConfig):
+		case errors.As(err, &bad):
+			problems = append(problems, bad...)
+		case err != nil:
+			return nil, nil, err
+		default:
+			merge(root, tree, field{typ: reflect.TypeFor[Config]()}, s.Name)
+		}
+	}
+	if len(problems) > 0 {
+		return nil, nil, problems
+	}
+	c, err := decode(root)
+	if err != nil {
+		return nil, nil, err
+	}
+	text, err := encode(root)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c, text, nil
+}
+
+// read returns the checked tree of the source.
+func (s Source) read() (*yaml.Node, error) {
+	var root *yaml.Node
+	if s.Data == nil && s.params != nil {
+		root = s.tree()
+	} else {
+		var err error
+		if root, err = document(s.Name, s.Data); err != nil {
+			return nil, err
+		}
+	}
+	r := &reader{file: s.Name}
+	tree := r.object(root, reflect.TypeFor[Config](), "")
+	if len(r.problems) > 0 {
+		return nil, r.problems
+	}
+	return tree, nil
+}
+
+// merge puts from, which is of type f and comes from the named source, into the mapping into.
+func merge(into, from *yaml.Node, f field, name string) {
+	for i := 0; i+1 < len(from.Content); i += 2 {
+		key, value := from.Content[i], from.Content[i+1]
+		child := field{typ: f.typ}
+		if f.typ.Kind() == reflect.Struct {
+			child, _ = lookup(f.typ, key.Value)
+		} else {
+			child.typ = f.typ.Elem()
+		}
+		mapping := value.Kind == yaml.MappingNode && !f.whole
+		if !mapping {
+			key.HeadComment = origin(name, key.Line)
+		}
+		at := index(into, key.Value)
+		switch {
+		case mapping && at < 0:
+			fresh := &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map"}
+			into.Content = append(into.Content, key, fresh)
+			merge(fresh, value, child, name)
+		case mapping:
+			merge(into.Content[at+1], value, child, name)
+		case at < 0:
+			into.Content = append(into.Content, key, value)
+		default:
+			into.Content[at], into.Content[at+1] = key, value
+		}
+	}
+}
+
+func index(n *yaml.Node, key string) int {
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == key {
+			return i
+		}
+	}
+	return -1
+}
+
+func origin(name string, line int) string {
+	clean := strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r > 0x7e {
+			return '?'
+		}
+		return r
+	}, name)
+	if line > 0 {
+		clean = fmt.Sprintf("%s:%d", clean, line)
+	}
+	return "# " + clean
+}
+
+// tree builds a document from parameters whose keys are paths. Only the types know where a path ends and a key with
+// dots of its own (net.ipv4.ip_forward) begins.
+func (s Source) tree() *yaml.Node {
+	root := &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map"}
+	for _, p := range s.params {
+		put(root, reflect.TypeFor[Config](), strings.Split(p.Key, "."), p.Value)
+	}
+	return root
+}
+
+// put places value at the path of parts below the mapping n of type t. What does not fit is placed all the same, for
+// the reader to complain about.
+func put(n *yaml.Node, t reflect.Type, parts []string, value string) {
+	key, rest := parts[0], parts[1:]
+	typ := reflect.TypeFor[string]()
+	switch {
+	case t.Kind() == reflect.Struct:
+		f, ok := lookup(t, key)
+		if !ok {
+			key, rest = strings.Join(parts, "."), nil
+			break
+		}
+		typ = f.typ
+		if t != reflect.TypeFor[Config]() { // cairn and k3os stay apart, for using both is an error
+			key = f.name
+		}
+	case t.Kind() == reflect.Map && t.Elem().Kind() == reflect.Struct && len(parts) > 1:
+		last := len(parts) - 1
+		key, rest, typ = strings.Join(parts[:last], "."), parts[last:], t.Elem()
+	default:
+		key, rest = strings.Join(parts, "."), nil
+	}
+	at := index(n, key)
+	if at < 0 {
+		n.Content = append(n.Content, text(key, 0), &yaml.Node{})
+		at = len(n.Content) - 2
+	}
+	slot := &n.Content[at+1]
+	deep := len(rest) > 0 && (typ.Kind() == reflect.Struct || typ.Kind() == reflect.Map)
+	switch {
+	case deep:
+		if (*slot).Kind != yaml.MappingNode {
+			*slot = &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map"}
+		}
+		put(*slot, typ, rest, value)
+	case typ.Kind() == reflect.Slice:
+		if (*slot).Kind != yaml.SequenceNode {
+			*slot = &yaml.Node{Kind: yaml.SequenceNode, Tag: "!!seq"}
+		}
+		(*slot).Content = append((*slot).Content, text(value, 0))
+	default:
+		*slot = text(value, 0)
+	}
+}
+
+func readUpTo(r io.Reader, n int64) ([]byte, error) { return io.ReadAll(io.LimitReader(r, n)) }
