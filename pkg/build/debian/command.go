@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 )
 
@@ -48,4 +49,15 @@ func dynamicLinker(tree string) (loader string, libraries []string, err error) {
 		return "", nil, err
 	}
 	return loader, append(triplets, filepath.Join(tree, "usr/lib")), nil
+}
+
+// MachineArch is the build machine's architecture as Debian names it.
+func MachineArch() (string, error) {
+	switch runtime.GOARCH {
+	case "amd64", "arm64":
+		return runtime.GOARCH, nil
+	case "arm":
+		return "armhf", nil
+	}
+	return "", fmt.Errorf("architecture %s: this machine can run no programs of Debian's amd64, arm64 or armhf", runtime.GOARCH)
 }

@@ -82,6 +82,35 @@ func mergeUsr(root *os.Root, arch string) error {
 }
 
 func unpackDeb(ctx context.Context, root *os.Root, deb string) error {
+	return readDeb(ctx, deb, func(r *tar.Reader) error { return unpackTar(root, r) })
+}
+
+// Contents returns the paths of a package's regular files, without a leading
+// slash.
+func Contents(ctx context.Context, deb string) ([]string, error) {
+	var names []string
+	err := readDeb(ctx, deb, func(r *tar.Reader) error {
+		for {
+			h, err := r.Next()
+			if err == io.EOF {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			if h.Typeflag == tar.TypeReg {
+				names = append(names, strings.TrimPrefix(path.Clean("/"+h.Name), "/"))
+			}
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("contents of %s: %w", deb, err)
+	}
+	return names, nil
+}
+
+// readDeb gives a package's files to read.
+func readDeb(ctx context.Context, deb string, read func(*tar.Reader) error) error {
 	cmd := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", deb)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -92,19 +121,21 @@ func unpackDeb(ctx context.Context, root *os.Root, deb string) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	unpackErr := unpackTar(root, tar.NewReader(pipe))
-	if unpackErr == nil {
-		// dpkg-deb pads its output; it must not die of a closed pipe.
-		_, unpackErr = io.Copy(io.Discard, pipe)
-	}
-	if unpackErr != nil {
-		// Its other end is of no use any more; Wait reports the signal.
+	readErr := read(tar.NewReader(pipe))
+	if readErr == nil {
+		// A tar file is padded; dpkg-deb must not die of a closed pipe.
+		_, readErr = io.Copy(io.Discard, pipe)
+	} else {
 		pipe.Close()
 	}
-	if err := cmd.Wait(); err != nil && unpackErr == nil {
+	// After a failed read dpkg-deb dies of the closed pipe; a failure of its
+	// own ends the read early and is the better explanation.
+	if err := cmd.Wait(); err != nil && stderr.Len() > 0 {
 		return fmt.Errorf("dpkg-deb: %w: %s", err, bytes.TrimSpace(stderr.Bytes()))
+	} else if readErr == nil && err != nil {
+		return fmt.Errorf("dpkg-deb: %w", err)
 	}
-	return unpackErr
+	return readErr
 }
 
 func unpackTar(root *os.Root, r *tar.Reader) error {
