@@ -1,0 +1,20 @@
+// Command cairnctl is the operator's command: it shows and steers a node, and checks cloud-configs.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/cairn-os/cairn/pkg/initctl"
+	"github.com/cairn-os/cairn/pkg/machine/adminapi"
+	"github.com/cairn-os/cairn/pkg/machine/logfile"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	code := run(ctx, os.Stdout, os.Stderr, os.Args[1:], paths{daemon: adminapi.Path, init: initctl.Path, logs: logfile.Dir})
+	stop()
+	os.Exit(code)
+}
