@@ -1,0 +1,67 @@
+package store
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+
+	dqlite "github.com/canonical/go-dqlite/v3/driver"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// Primary result codes of SQLite (https://sqlite.org/rescode.html); extended
+// ones keep them in the low byte.
+const (
+	sqliteBusy   = 5
+	sqliteFull   = 13
+	sqliteTooBig = 18
+)
+
+func resultCode(err error) (int, bool) {
+	var e dqlite.Error
+	if errors.As(err, &e) {
+		return e.Code & 0xff, true
+	}
+	return 0, false
+}
+
+// isBusy reports an error that says: nothing was written, try again. dqlite
+// answers so while it takes a checkpoint.
+func isBusy(err error) bool {
+	code, ok := resultCode(err)
+	return ok && code == sqliteBusy
+}
+
+// isLost reports that the connection is of no more use. What was sent on it
+// last may or may not have been committed.
+func isLost(err error) bool {
+	_, answered := resultCode(err)
+	return !answered || errors.Is(err, driver.ErrBadConn)
+}
+
+// toEtcd maps an error of the database to what an etcd client expects. Codes
+// of gRPC matter more than texts: the apiserver retries on Unavailable.
+func toEtcd(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return status.FromContextError(err).Err()
+	}
+	code, answered := resultCode(err)
+	switch {
+	case !answered:
+		return rpctypes.ErrGRPCTimeoutDueToLeaderFail
+	case code == sqliteFull:
+		return rpctypes.ErrGRPCNoSpace
+	case code == sqliteTooBig:
+		return rpctypes.ErrGRPCRequestTooLarge
+	default:
+		return status.Error(codes.Unavailable, "store: "+err.Error())
+	}
+}

@@ -1,0 +1,142 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"time"
+
+	"github.com/k3s-io/kine/pkg/server"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+)
+
+const (
+	// maxRequestBytes is etcd's --max-request-bytes, overheadBytes what its
+	// server grants a message beyond (embed.DefaultMaxRequestBytes and
+	// grpcOverheadBytes of etcd 3.6).
+	maxRequestBytes = 1536 << 10
+	overheadBytes   = 512 << 10
+	// maxStreams as etcd's (embed.DefaultMaxConcurrentStreams): no limit.
+	maxStreams = 1<<32 - 1
+	// notifyInterval is the period of progress notifications. etcd's is ten
+	// minutes; apiserver's watch cache asks for more when it needs them.
+	notifyInterval = time.Minute
+	// etcdVersion is what the store claims to be. The apiserver derives from
+	// it that RequestProgress works (3.5.13 and later).
+	etcdVersion = "3.6.13"
+	// graceTime is how long unary calls may take to finish at shutdown.
+	graceTime = 5 * time.Second
+)
+
+// Server is kine's etcd front before a Backend.
+type Server struct {
+	*server.KVServerBridge
+	backend  *Backend
+	grpc     *grpc.Server
+	stopping chan struct{}
+}
+
+// NewServer puts the front before b.
+func NewServer(b *Backend) *Server {
+	s := &Server{
+		KVServerBridge: server.New(b, "unix", notifyInterval, etcdVersion),
+		backend:        b, stopping: make(chan struct{}),
+	}
+	s.grpc = grpc.NewServer(
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxRecvMsgSize(maxRequestBytes+overheadBytes),
+		grpc.MaxSendMsgSize(1<<31-1),
+		grpc.UnaryInterceptor(limitSize),
+	)
+	etcdserverpb.RegisterKVServer(s.grpc, s)
+	etcdserverpb.RegisterWatchServer(s.grpc, s)
+	etcdserverpb.RegisterLeaseServer(s.grpc, s)
+	etcdserverpb.RegisterClusterServer(s.grpc, s)
+	etcdserverpb.RegisterMaintenanceServer(s.grpc, s)
+	h := health.NewServer()
+	h.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+	healthpb.RegisterHealthServer(s.grpc, h)
+	return s
+}
+
+// limitSize refuses what etcd refuses, in etcd's words.
+func limitSize(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	if m, ok := req.(interface{ Size() int }); ok && m.Size() > maxRequestBytes {
+		return nil, rpctypes.ErrGRPCRequestTooLarge
+	}
+	return next(ctx, req)
+}
+
+// Put writes a key whether or not it exists. kine's own answers that with a
+// create and an update that compares with the store's revision instead of the
+// key's (v0.16.4): it succeeds without a write.
+func (s *Server) Put(ctx context.Context, r *etcdserverpb.PutRequest) (*etcdserverpb.PutResponse, error) {
+	if r.IgnoreValue || r.IgnoreLease || r.PrevKv {
+		return nil, server.ErrNotSupported
+	}
+	rev, err := s.backend.Put(ctx, string(r.Key), r.Value, r.Lease)
+	if err != nil {
+		return nil, err
+	}
+	return &etcdserverpb.PutResponse{Header: &etcdserverpb.ResponseHeader{Revision: rev}}, nil
+}
+
+// Watch serves one stream of watches. It ends with the server: kine's would
+// wait for the client to hang up.
+func (s *Server) Watch(stream etcdserverpb.Watch_WatchServer) error {
+	done := make(chan error, 1)
+	go func() { done <- s.KVServerBridge.Watch(stream) }()
+	select {
+	case err := <-done:
+		return err
+	case <-s.stopping:
+		return rpctypes.ErrGRPCStopped
+	}
+}
+
+// Listen opens the unix socket at path for root alone. A socket that a killed
+// process left is removed.
+func Listen(ctx context.Context, path string) (net.Listener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	// Bound under another name until its mode is right: there is no moment
+	// in which others may connect.
+	var config net.ListenConfig
+	l, err := config.Listen(ctx, "unix", path+".new")
+	if err != nil {
+		return nil, fmt.Errorf("listen %s: %w", path, err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	if err := errors.Join(os.Chmod(path+".new", 0o600), os.Rename(path+".new", path)); err != nil {
+		return nil, fmt.Errorf("listen %s: %w", path, errors.Join(err, l.Close()))
+	}
+	return l, nil
+}
+
+// Serve answers requests on l until ctx ends; then it ends watches, lets
+// other requests finish and returns.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	failed := make(chan error, 1)
+	go func() { failed <- s.grpc.Serve(l) }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	close(s.stopping)
+	timer := time.AfterFunc(graceTime, s.grpc.Stop)
+	defer timer.Stop()
+	s.grpc.GracefulStop()
+	return nil
+}
