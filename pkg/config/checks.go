@@ -103,7 +103,7 @@ func sshKey(v string) string {
 		}
 	}
 	if strings.Contains(v, "PRIVATE KEY") {
-		return "this looks like a private key; want the public one" // The caller adds the first characters only.
+		return "this looks like a private key; want the public one"
 	}
 	words := strings.Fields(v)
 	at := slices.IndexFunc(words, func(w string) bool { return slices.Contains(keyTypes, w) })

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/cairn-os/cairn/pkg/cmdline"
 )
@@ -105,7 +106,7 @@ func round(t *testing.T, c *Config) {
 	if err != nil {
 		t.Fatalf("%v of\n%s", err, text)
 	}
-	if diff := cmp.Diff(c, again); diff != "" {
+	if diff := cmp.Diff(c, again, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("%s\nof\n%s", diff, text)
 	}
 }

@@ -11,8 +11,8 @@ package config
 type Config struct {
 	// Hostname is also the name of the Kubernetes node. Empty: the machine names itself.
 	Hostname string `yaml:"hostname,omitempty" k3os:"" check:"hostname"`
-	// SSHAuthorizedKeys are lines of authorized_keys(5) for root.
-	SSHAuthorizedKeys []string `yaml:"ssh_authorized_keys,omitempty" k3os:"" check:"sshKey"`
+	// SSHAuthorizedKeys are lines of authorized_keys(5) for root. Secret, for some paste their private key.
+	SSHAuthorizedKeys []string `yaml:"ssh_authorized_keys,omitempty" k3os:"" check:"sshKey" secret:""`
 	// WriteFiles are written at every boot, in order.
 	WriteFiles []File `yaml:"write_files,omitempty" k3os:""`
 	// RunCmd are given to sh -c, in order, once the network is up.
