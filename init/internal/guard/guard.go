@@ -1,0 +1,34 @@
+// Package guard keeps a bug from taking PID 1, and with it the machine, down: it runs functions so that a panic becomes
+// an error and a log line.
+package guard
+
+import (
+	"fmt"
+	"runtime/debug"
+)
+
+// Logf prints one line.
+type Logf func(format string, args ...any)
+
+// Call runs fn; a panic is returned as an error that holds the stack.
+func Call(fn func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("a bug in init: %v\n%s", v, debug.Stack())
+		}
+	}()
+	return fn()
+}
+
+// Go runs fn in a goroutine. An error, or a panic, is logged under name and ends only that goroutine. The returned
+// channel is closed when fn is over.
+func Go(logf Logf, name string, fn func() error) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := Call(fn); err != nil {
+			logf("%s: %v", name, err)
+		}
+	}()
+	return done
+}
