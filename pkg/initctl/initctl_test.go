@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/cairn-os/cairn/pkg/status"
 )
@@ -78,7 +79,7 @@ func TestCalls(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(n.Status(), st); diff != "" {
+	if diff := cmp.Diff(n.Status(), st, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("Status() (-want +got):\n%s", diff)
 	}
 	for _, req := range []Request{

@@ -4,6 +4,7 @@
 package status
 
 import (
+	"encoding/json"
 	"fmt"
 	"time"
 )
@@ -21,6 +22,17 @@ type Status struct {
 	Node      *Node     `json:"node,omitempty"`
 	Clock     *Clock    `json:"clock,omitempty"`
 	Timeline  []Mark    `json:"timeline"`
+}
+
+// MarshalJSON writes empty lists as [], never as null, for the sake of scripts.
+func (s Status) MarshalJSON() ([]byte, error) {
+	type plain Status // without this method
+	p := plain(s)
+	p.Phases = append([]Phase{}, s.Phases...)
+	p.Processes = append([]Process{}, s.Processes...)
+	p.Addresses = append([]Address{}, s.Addresses...)
+	p.Timeline = append([]Mark{}, s.Timeline...)
+	return json.Marshal(p)
 }
 
 // Slot names the release slot that booted and how far it is trusted.

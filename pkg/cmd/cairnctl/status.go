@@ -61,7 +61,7 @@ func printStatus(w io.Writer, st status.Status) error {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", p.Name, p.StartS, p.DurationS, phaseResult(p))
 	}
 	if len(st.Timeline) > 0 {
-		fmt.Fprintf(t, "\nSINCE POWER-ON\t\n")
+		fmt.Fprint(t, "\nSINCE POWER-ON\n")
 	}
 	for _, m := range st.Timeline {
 		fmt.Fprintf(t, "%s\t%s\n", m.AtS, m.Name)

@@ -82,9 +82,9 @@ func (c *Client) Do(ctx context.Context, req initctl.Request) error {
 	return res.Body.Close()
 }
 
+// do makes a request; path is escaped. An answer that is no success is a *RemoteError.
 func (c *Client) do(ctx context.Context, method, path string, query url.Values) (*http.Response, error) {
-	u := url.URL{Scheme: "http", Host: "cairnd", Path: path, RawQuery: query.Encode()}
-	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://cairnd"+path+"?"+query.Encode(), nil)
 	if err != nil {
 		return nil, fmt.Errorf("request: %w", err)
 	}
