@@ -78,7 +78,7 @@ func TestRunPrintsAndStops(t *testing.T) {
 func TestPanicBecomesError(t *testing.T) {
 	var out lines
 	for _, p := range []Phase{
-		{Name: "bad", Run: func(context.Context) error { var m map[string]int; m["x"] = 1; return nil }},
+		{Name: "bad", Run: func(context.Context) error { var none []int; _ = none[len(none)]; return nil }},
 		{Name: "bad", Run: take(0, nil), RunWhen: func() bool { panic("condition") }},
 	} {
 		_, err := Run(t.Context(), out.logf, []Phase{p})
