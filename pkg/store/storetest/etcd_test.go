@@ -2,7 +2,6 @@ package storetest_test
 
 import (
 	"net/url"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -16,15 +15,13 @@ import (
 // TestEtcd proves the suite: what a real etcd does not do, it must not ask.
 func TestEtcd(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) *clientv3.Client {
-		dir := t.TempDir()
 		cfg := embed.NewConfig()
-		cfg.Dir = filepath.Join(dir, "etcd")
+		cfg.Dir = t.TempDir()
 		cfg.LogLevel = "error"
 		cfg.UnsafeNoFsync = true
-		client := url.URL{Scheme: "unix", Path: filepath.Join(dir, "client")}
-		peer := url.URL{Scheme: "unix", Path: filepath.Join(dir, "peer")}
-		cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
-		cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+		any := url.URL{Scheme: "http", Host: "127.0.0.1:0"}
+		cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{any}, []url.URL{any}
+		cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{any}, []url.URL{any}
 		cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 		e, err := embed.StartEtcd(cfg)
 		if err != nil {
@@ -36,7 +33,7 @@ func TestEtcd(t *testing.T) {
 		case <-time.After(30 * time.Second):
 			t.Fatal("etcd is not ready after 30s")
 		}
-		c, err := clientv3.New(clientv3.Config{Endpoints: []string{client.String()}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+		c, err := clientv3.New(clientv3.Config{Endpoints: []string{e.Clients[0].Addr().String()}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
 		if err != nil {
 			t.Fatal(err)
 		}

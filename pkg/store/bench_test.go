@@ -1,0 +1,116 @@
+//go:build cgo
+
+package store_test
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// BenchmarkUpdate is the apiserver's update of objects of 1.5 kB, among 3,000
+// of them, with one watch and a compaction every 5,000 revisions.
+func BenchmarkUpdate(b *testing.B) {
+	for _, clients := range []int{1, 8, 64} {
+		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) { benchmarkUpdate(b, clients) })
+	}
+}
+
+func benchmarkUpdate(b *testing.B, clients int) {
+	const keys = 3000
+	dir := b.TempDir()
+	client := connect(b, start(b, dir).socket)
+	ctx := b.Context()
+	value := strings.Repeat("v", 1500)
+	for range client.Watch(ctx, "/b/", clientv3.WithPrefix(), clientv3.WithPrevKV(), clientv3.WithCreatedNotify()) {
+		break
+	}
+	before := written(b)
+	var next atomic.Int64
+	b.ResetTimer()
+	worker := func(i int64) error {
+		key := fmt.Sprintf("/b/%04d", i%keys)
+		resp, err := client.Put(ctx, key, value)
+		if err != nil {
+			return err
+		}
+		if resp.Header.Revision%5000 == 0 {
+			_, err = client.Compact(ctx, resp.Header.Revision-1000)
+		}
+		return err
+	}
+	done := make(chan error, clients)
+	for range clients {
+		go func() {
+			for {
+				i := next.Add(1)
+				if i > int64(b.N) {
+					done <- nil
+					return
+				}
+				if err := worker(i); err != nil {
+					done <- err
+					return
+				}
+			}
+		}()
+	}
+	for range clients {
+		if err := <-done; err != nil {
+			b.Error(err)
+		}
+	}
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "writes/s")
+	b.ReportMetric(float64(statm(b))/1e6, "MB-resident")
+	b.ReportMetric(float64(size(b, dir))/1e6, "MB-on-disk")
+	b.ReportMetric(float64(written(b)-before)/float64(b.N), "bytes-written/op")
+}
+
+// written returns the bytes that this process has sent to disks.
+func written(b *testing.B) (n int64) {
+	data, err := os.ReadFile("/proc/self/io")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		if _, err := fmt.Sscanf(line, "write_bytes: %d", &n); err == nil {
+			return n
+		}
+	}
+	return 0
+}
+
+// statm returns the resident bytes of this process.
+func statm(b *testing.B) int64 {
+	data, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		b.Fatal(err)
+	}
+	var size, resident int64
+	if _, err := fmt.Sscan(string(data), &size, &resident); err != nil {
+		b.Fatal(err)
+	}
+	return resident * int64(os.Getpagesize())
+}
+
+func size(b *testing.B, dir string) (n int64) {
+	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		info, err := d.Info()
+		n += info.Size()
+		return err
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return n
+}
