@@ -300,7 +300,7 @@ func TestRequests(t *testing.T) {
 }
 
 func TestUnstartableService(t *testing.T) {
-	w := run(t, Service{Name: "web", Argv: []string{"/nonexistent"}})
+	w := run(t, Service{Name: "web", Argv: []string{t.TempDir() + "/none"}})
 	p := w.process("web", "backing off", func(p status.Process) bool { return p.State == string(Backoff) })
 	if !strings.Contains(p.LastExit, "no such file") {
 		t.Errorf("last exit %q", p.LastExit)
