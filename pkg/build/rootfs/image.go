@@ -22,6 +22,14 @@ import (
 // BlockSize is the unit of the file system and of the hash tree, in bytes.
 const BlockSize = 4096
 
+// erofsOptions are those of mkfs.erofs that shape the file system. Measured on a
+// tree of 230 MB (2026-11), image size, then the same inside a disk image
+// compressed by zstd -3, and mkfs time: lz4hc,9 94.0 and 81.0 MB in 6 s;
+// lz4hc,12 94.4 MB in 38 s; zstd,3 80.0 and 79.6 MB in 11 s; zstd,15 gave up
+// after 140 s. What is downloaded hardly differs, and LZ4 reads fastest on small
+// boards.
+var erofsOptions = []string{"-zlz4hc,9", "-C65536"}
+
 // maxImage is how large an image may get, in bytes: three quarters of its
 // partition of 1 GiB, because releases grow and partitions of machines in the
 // field do not.
@@ -39,7 +47,7 @@ type imageFacts struct {
 // addImage makes the image of r's tree, whose key is treeKey.
 func (r *Root) addImage(ctx context.Context, o Options, tools, treeKey string) error {
 	key := cache.NewKey("root-image-" + o.Target)
-	key.String(rules, treeKey, tools)
+	key.String(rules, treeKey, filepath.Base(tools))
 	key.String(erofsOptions...)
 	dir, err := o.Cache.Get(ctx, key, func(ctx context.Context, dir string) error {
 		image := filepath.Join(dir, imageName)
@@ -143,6 +151,3 @@ func padAndHash(image string) (sum []byte, size int64, err error) {
 	}
 	return h.Sum(nil), size, nil
 }
-
-// erofsOptions are those of mkfs.erofs that shape the file system.
-var erofsOptions = []string{"-zlz4hc,12", "-C65536"}

@@ -105,7 +105,7 @@ func (a *assembly) addInputs(key *cache.Key, recipeFile string) error {
 	if err != nil {
 		return err
 	}
-	key.String(string(info), a.tools)
+	key.String(string(info), filepath.Base(a.tools)) // named by its content
 	if err := key.File(recipeFile); err != nil {
 		return err
 	}
