@@ -11,6 +11,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
@@ -36,12 +37,17 @@ func (o Options) keepNode(ctx context.Context, log *slog.Logger) {
 		return
 	}
 	for ctx.Err() == nil {
-		if err := o.watchNode(ctx, client); err != nil && ctx.Err() == nil {
+		pause := 5 * time.Second
+		err := o.watchNode(ctx, client)
+		switch {
+		case apierrors.IsConflict(err): // a starting kubelet and the controllers write often
+			pause = 200 * time.Millisecond
+		case err != nil && ctx.Err() == nil:
 			log.Error("labels and taints not kept", "node", o.Node, "error", err)
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(5 * time.Second):
+		case <-time.After(pause):
 		}
 	}
 }

@@ -38,9 +38,9 @@ func (o Options) proxyArguments(h host) []string {
 		"--proxy-mode=nftables",
 		"--cluster-cidr=" + o.ClusterCIDR.String(),
 		"--oom-score-adj=" + strconv.Itoa(int(h.oomScore)),
-		// No ports of its own: it shares the kubelet's process and its registry of metrics.
-		"--healthz-bind-address=",
-		"--metrics-bind-address=",
+		// No ports of its own: both would answer anybody. An empty address would mean the default one.
+		"--healthz-port=0",
+		"--metrics-port=0",
 		// The kernel's values stay; they follow the machine's memory.
 		"--conntrack-max-per-core=0",
 		"--conntrack-min=0",
