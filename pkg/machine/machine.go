@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -59,9 +60,13 @@ func New(opt Options) (*Machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read boot id: %w", err)
 	}
+	since, err := initStarted(time.Now())
+	if err != nil {
+		return nil, err
+	}
 	m := &Machine{
 		opt: opt, init: initctl.Client{Path: opt.InitSocket},
-		boot: boot{id: strings.TrimSpace(string(id)), shared: !opt.KeepTime},
+		boot: boot{id: strings.TrimSpace(string(id)), shared: !opt.KeepTime, since: since},
 		node: status.Node{Name: opt.Node, Reason: nodewatch.ReasonNoKubeconfig},
 	}
 	if opt.KeepTime {
@@ -78,8 +83,6 @@ func (m *Machine) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	now := time.Now()
-	m.boot.since = now.Add(-m.uptime(ctx).Duration())
 	m.readiness = m.recall(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -98,6 +101,37 @@ func (m *Machine) Run(ctx context.Context) error {
 	}
 	api := &adminapi.Server{Init: m.init, Status: m.Status, LogDir: m.opt.LogDir, Log: m.opt.Log}
 	return api.Serve(ctx, ln)
+}
+
+// initStarted returns when PID 1 of this PID namespace was started, from field 22 of /proc/1/stat (proc_pid_stat(5)).
+func initStarted(now time.Time) (time.Time, error) {
+	stat, err := os.ReadFile("/proc/1/stat")
+	if err != nil {
+		return time.Time{}, fmt.Errorf("start of init: %w", err)
+	}
+	_, after, _ := strings.Cut(string(stat), ") ") // init's name holds no parenthesis
+	fields := strings.Fields(after)                // from field 3 on
+	if len(fields) < 20 {
+		return time.Time{}, fmt.Errorf("start of init: /proc/1/stat has %d fields", len(fields)+2)
+	}
+	ticks, err := strconv.ParseInt(fields[19], 10, 64)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("start of init: %w", err)
+	}
+	up, err := kernelUptime()
+	if err != nil {
+		return time.Time{}, fmt.Errorf("start of init: %w", err)
+	}
+	const tick = 10 * time.Millisecond // USER_HZ is 100 everywhere
+	return now.Add(time.Duration(ticks)*tick - up), nil
+}
+
+func kernelUptime() (time.Duration, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0, fmt.Errorf("uptime: %w", err)
+	}
+	return time.Duration(ts.Nano()), nil
 }
 
 // readyMark is the name under which init keeps, for a restarted cairnd, when the node became Ready.
@@ -159,11 +193,11 @@ func (m *Machine) uptime(ctx context.Context) status.Seconds {
 	if st, err := m.init.Status(ctx); err == nil {
 		return st.UptimeS
 	}
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		return 0
+	up, err := kernelUptime()
+	if err != nil {
+		m.opt.Log.Warn("uptime", "error", err)
 	}
-	return status.InSeconds(time.Duration(ts.Nano()))
+	return status.InSeconds(up)
 }
 
 // Status is init's status with what the daemon knows: node, clock, addresses, and the boot's timeline.
@@ -189,16 +223,22 @@ func (m *Machine) Status(ctx context.Context) (status.Status, error) {
 	return st, nil
 }
 
-// timeline joins init's marks with the end of the boot phases and the readiness of the processes.
+// timeline joins init's marks with the end of the boot phases, and with the readiness of processes of which init has no
+// mark (init keeps the first, a process's status the last).
 func timeline(st status.Status) []status.Mark {
 	marks := slices.Clone(st.Timeline)
+	add := func(name string, at status.Seconds) {
+		if !slices.ContainsFunc(marks, func(m status.Mark) bool { return m.Name == name }) {
+			marks = append(marks, status.Mark{Name: name, AtS: at})
+		}
+	}
 	if n := len(st.Phases); n > 0 {
 		last := st.Phases[n-1]
-		marks = append(marks, status.Mark{Name: "phases done", AtS: last.StartS + last.DurationS})
+		add("phases done", last.StartS+last.DurationS)
 	}
 	for _, p := range st.Processes {
 		if p.ReadyS > 0 {
-			marks = append(marks, status.Mark{Name: p.Name + " ready", AtS: p.ReadyS})
+			add(p.Name+" ready", p.ReadyS)
 		}
 	}
 	slices.SortStableFunc(marks, func(a, b status.Mark) int {

@@ -37,8 +37,8 @@ func (p *pid1) tell(s string) error {
 func (p *pid1) Status() status.Status {
 	return status.Status{Hostname: "till-1", UptimeS: 80, Slot: status.Slot{Name: "a", State: status.SlotConfirmed},
 		Phases:    []status.Phase{{Name: "data", StartS: 2, DurationS: 0.5}},
-		Processes: []status.Process{{Name: "store", State: "ready", PID: 12, ReadyS: 4}, {Name: "node", State: "backoff"}},
-		Timeline:  []status.Mark{{Name: "init started", AtS: 1.2}, {Name: readyMark, AtS: 71.3}},
+		Processes: []status.Process{{Name: "store", State: "ready", PID: 12, ReadyS: 4}, {Name: "cairnd", State: "ready", ReadyS: 77}},
+		Timeline:  []status.Mark{{Name: "init started", AtS: 1.2}, {Name: readyMark, AtS: 71.3}, {Name: "cairnd ready", AtS: 3}},
 	}
 }
 
@@ -109,7 +109,7 @@ func TestStatus(t *testing.T) {
 	if st.Node == nil || st.Node.Name != "till-1" || st.Node.Ready || st.Node.Reason != "NoKubeconfig" {
 		t.Errorf("node %+v; want it not Ready without kubeconfig", st.Node)
 	}
-	want := []status.Mark{{Name: "init started", AtS: 1.2}, {Name: "phases done", AtS: 2.5}, {Name: "store ready", AtS: 4}, {Name: readyMark, AtS: 71.3}}
+	want := []status.Mark{{Name: "init started", AtS: 1.2}, {Name: "phases done", AtS: 2.5}, {Name: "cairnd ready", AtS: 3}, {Name: "store ready", AtS: 4}, {Name: readyMark, AtS: 71.3}}
 	if diff := cmp.Diff(want, st.Timeline); diff != "" {
 		t.Errorf("timeline (-want +got):\n%s", diff)
 	}
@@ -181,6 +181,19 @@ func TestLogs(t *testing.T) {
 type writer func([]byte) (int, error)
 
 func (w writer) Write(b []byte) (int, error) { return w(b) }
+
+// TestInitStarted: whatever PID 1 is here, it was started before this test and after the machine.
+func TestInitStarted(t *testing.T) {
+	now := time.Now()
+	up, err := kernelUptime()
+	if err != nil {
+		t.Fatal(err)
+	}
+	began, err := initStarted(now)
+	if err != nil || !began.Before(now) || began.Before(now.Add(-up-time.Second)) {
+		t.Errorf("initStarted() = %v, %v; want it between %v and %v", began, err, now.Add(-up), now)
+	}
+}
 
 func TestPlain(t *testing.T) {
 	if got := plain("a\nb\x1b[2J" + strings.Repeat("é", 300)); strings.ContainsAny(got, "\n\x1b") || len(got) > 410 {

@@ -19,7 +19,7 @@ type boot struct {
 	id string // /proc/sys/kernel/random/boot_id
 	// shared: other systems run on this kernel (container mode), so that a boot id alone proves nothing.
 	shared bool
-	since  time.Time // when this boot began, by the wall clock; used only when shared
+	since  time.Time // when init was started, by the wall clock; used only when shared
 }
 
 // current says whether the observation is of this boot. After a power cut the object in the store says Ready until
