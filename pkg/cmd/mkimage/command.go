@@ -1,0 +1,89 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cairn-os/cairn/pkg/build/image"
+	"github.com/cairn-os/cairn/pkg/build/lane"
+)
+
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "build.sh",
+		Short:         "Build Cairn's images, start them and test them",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(imageCommand(), runCommand(), testCommand())
+	return root
+}
+
+func imageCommand() *cobra.Command {
+	var o image.Options
+	cmd := &cobra.Command{
+		Use:     "image [TARGET]",
+		Short:   "Build the image of a target into out/TARGET/",
+		Example: "  ./build.sh image\n  ./build.sh image amd64 --out /tmp/out",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				o.Target = args[0]
+			}
+			b, err := image.New(cmd.Context(), o)
+			if err != nil {
+				return err
+			}
+			out, err := b.Image(cmd.Context(), true)
+			if err != nil {
+				return err
+			}
+			fmt.Fprint(cmd.OutOrStdout(), out.Summary)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&o.Out, "out", "out", "directory of the outputs")
+	cmd.Flags().StringVar(&o.Version, "version", "", "version to stamp the image with (default: the tree's own)")
+	return cmd
+}
+
+func testCommand() *cobra.Command {
+	var run string
+	cmd := &cobra.Command{
+		Use:   "test [unit|native|vm]",
+		Short: "Run the tests: one lane, or all of them",
+		Long: "Run the tests: one lane, or all of them.\n\n" +
+			"  unit    values, formats, state machines, fuzz seeds; static checks\n" +
+			"  native  machines in namespaces of this one; needs root\n" +
+			"  vm      the real image in QEMU; minutes, tens of minutes without KVM",
+		Example:   "  ./build.sh test\n  ./build.sh test unit\n  ./build.sh test vm --run Selector",
+		Args:      cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs),
+		ValidArgs: lane.Names,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			b, err := image.New(ctx, image.Options{})
+			if err != nil {
+				return err
+			}
+			o := lane.Options{Lanes: args, Run: run, Output: cmd.OutOrStdout()}
+			if o.StoreEnv, err = b.StoreEnv(ctx); err != nil {
+				return err
+			}
+			if o.Images, err = filepath.Abs(b.Dir()); err != nil {
+				return err
+			}
+			if len(args) == 0 || args[0] != "unit" {
+				if _, err := b.Image(ctx, len(args) == 0); err != nil {
+					return err
+				}
+			}
+			return lane.Run(ctx, o)
+		},
+	}
+	cmd.Flags().StringVar(&run, "run", "", "only tests that match this pattern, as in go test -run")
+	cmd.SetOut(os.Stdout)
+	return cmd
+}
