@@ -37,3 +37,22 @@ func Probe(r io.ReaderAt) (Content, error) {
 	}
 	return Unknown, nil
 }
+
+// Ext4Size returns the size in bytes of the ext4 file system in r, by its superblock.
+func Ext4Size(r io.ReaderAt) (int64, error) {
+	var sb [1024]byte
+	if _, err := r.ReadAt(sb[:], 1024); err != nil {
+		return 0, fmt.Errorf("read ext4 superblock: %w", err)
+	}
+	le := binary.LittleEndian
+	shift := le.Uint32(sb[0x18:])
+	if le.Uint16(sb[0x38:]) != 0xef53 || shift > 6 {
+		return 0, fmt.Errorf("read ext4 superblock: %w", ErrNotFound)
+	}
+	blocks := uint64(le.Uint32(sb[0x4:]))
+	const incompat64bit = 0x80
+	if le.Uint32(sb[0x60:])&incompat64bit != 0 {
+		blocks |= uint64(le.Uint32(sb[0x150:])) << 32
+	}
+	return int64(blocks << (10 + shift)), nil
+}

@@ -56,4 +56,6 @@ func Parse(line cmdline.Line) (Entry, error) {
 }
 
 // RootName is the GPT name of the slot's root partition.
-func (e Entry) RootName() string { return map[string]string{"a": partition.RootA, "b": partition.RootB}[e.Slot] }
+func (e Entry) RootName() string {
+	return map[string]string{"a": partition.RootA, "b": partition.RootB}[e.Slot]
+}

@@ -1,0 +1,152 @@
+package system
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/cairn-os/cairn/init/internal/guard"
+	"github.com/cairn-os/cairn/pkg/kmsg"
+	"github.com/cairn-os/cairn/pkg/mount"
+	"github.com/cairn-os/cairn/pkg/power"
+	"github.com/cairn-os/cairn/pkg/provision"
+	"github.com/cairn-os/cairn/pkg/release"
+	"github.com/cairn-os/cairn/pkg/sequence"
+	"github.com/cairn-os/cairn/pkg/sysctl"
+	"github.com/cairn-os/cairn/pkg/watchdog"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	watchdogTimeout = 60 * time.Second
+	// commandTimeout bounds run_cmd as a whole: a command that hangs must not keep a shop closed.
+	commandTimeout = 10 * time.Minute
+	networkTimeout = 30 * time.Second
+)
+
+// bootPhases is the boot, in order. Stop phases end on the emergency screen; the others are reported and passed over.
+func (m *machine) bootPhases() []sequence.Phase {
+	hardware := func() bool { return !m.opt.Container }
+	return []sequence.Phase{
+		{Name: "file systems", Run: m.mountPseudo, RunWhen: hardware},
+		{Name: "console", Run: m.setUpConsole, Policy: sequence.Report, RunWhen: hardware},
+		{Name: "release", Run: m.loadRelease, Policy: sequence.Report},
+		{Name: "watchdog", Run: m.armWatchdog, Policy: sequence.Report, RunWhen: hardware},
+		{Name: "hotplug", Run: m.hotplug, Policy: sequence.Report, RunWhen: hardware},
+		{Name: "boot disk", Run: m.findBootDisk, RunWhen: hardware},
+		{Name: "data", Run: m.mountData, RunWhen: hardware},
+		{Name: "directories", Run: m.makeDirectories},
+		{Name: "etc", Run: m.mountEtc, RunWhen: hardware},
+		{Name: "config", Run: m.loadConfig},
+		{Name: "modules", Run: m.loadModules, Policy: sequence.Report, RunWhen: hardware},
+		{Name: "hostname", Run: m.setHostname, Policy: sequence.Report},
+		{Name: "sysctls", Run: m.setSysctls, Policy: sequence.Report},
+		{Name: "files", Run: m.writeFiles, Policy: sequence.Report},
+		{Name: "ssh keys", Run: m.setUpSSH, Policy: sequence.Report},
+		{Name: "network", Run: m.startNetwork, Policy: sequence.Report},
+		{Name: "commands", Run: m.runCommands, Policy: sequence.Report, Timeout: commandTimeout},
+		{Name: "services", Run: m.startServices},
+	}
+}
+
+func (m *machine) mountPseudo(context.Context) error { return mount.ApplyAll("/", pseudoFileSystems()) }
+
+func (m *machine) setUpConsole(context.Context) error {
+	return errors.Join(kmsg.Unlimit("/proc"), power.CtrlAltDelAsSignal())
+}
+
+// loadRelease reads what was booted, and moves the clock forward to when it was built: boards without a battery start
+// in 1970, where no certificate is valid.
+func (m *machine) loadRelease(context.Context) error {
+	info, err := release.Load(release.Path)
+	if err != nil {
+		return err
+	}
+	m.release = info
+	built := time.Unix(info.BuildTime, 0)
+	if m.opt.Container || !time.Now().Before(built) {
+		return nil
+	}
+	m.log.Printf("the clock shows %s, before this release was built; it is set to %s", time.Now().UTC().Format(time.DateOnly), built.UTC().Format(time.DateTime))
+	tv := unix.NsecToTimeval(built.UnixNano())
+	if err := unix.Settimeofday(&tv); err != nil {
+		return fmt.Errorf("set the clock: %w", err)
+	}
+	return nil
+}
+
+// armWatchdog opens the hardware watchdog. From here to the supervisor only a stuck kernel or PID 1 stops the feeding;
+// after that the supervisor must be alive, too.
+func (m *machine) armWatchdog(ctx context.Context) error {
+	w, err := watchdog.Open(watchdog.Path, watchdogTimeout)
+	if errors.Is(err, fs.ErrNotExist) {
+		m.log.Print("no hardware watchdog: a hang will need a person")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	// Not the phase's context, which ends with the phase.
+	feeding, stop := context.WithCancel(context.WithoutCancel(ctx))
+	fed := m.background("watchdog", func() error {
+		return ended(feeding, w.Run(feeding, func(context.Context) error { return m.alive() }))
+	})
+	// Disarming comes after the last feeding, which would arm it again.
+	m.disarm = func() error { stop(); <-fed; return w.Disarm() }
+	return nil
+}
+
+func (m *machine) alive() error {
+	m.mu.Lock()
+	s := m.supervisor
+	m.mu.Unlock()
+	if s != nil && !s.Healthy(watchdogTimeout/2) {
+		return errors.New("the supervisor is stuck")
+	}
+	return nil
+}
+
+func (m *machine) loadModules(context.Context) error {
+	if m.modules == nil && len(m.config.Cairn.Modules) > 0 {
+		return errors.New("cairn.modules: this release has no kernel modules")
+	}
+	var errs []error
+	for _, spec := range m.config.Cairn.Modules {
+		errs = append(errs, m.modules.Load(spec))
+	}
+	return errors.Join(errs...)
+}
+
+// setSysctls applies the defaults, then the owner's. In a container many are not ours to set, which is said and no
+// failure.
+func (m *machine) setSysctls(context.Context) error {
+	settings := sysctl.Defaults()
+	for key, value := range m.config.Cairn.Sysctls {
+		settings = append(settings, sysctl.Setting{Key: key, Value: value})
+	}
+	err := sysctl.SetAll("/proc/sys", settings)
+	if err != nil && m.opt.Container {
+		m.log.Print("some kernel parameters are the host's and stay as they are")
+		return nil
+	}
+	return err
+}
+
+func (m *machine) writeFiles(context.Context) error {
+	return errors.Join(
+		provision.Environment("/", m.config.Cairn.Environment),
+		provision.WriteFiles("/", m.config.WriteFiles),
+	)
+}
+
+func (m *machine) runCommands(ctx context.Context) error {
+	run := func(ctx context.Context, argv []string) error { return m.run(ctx, argv...) }
+	return provision.RunCommands(ctx, run, m.config.RunCmd)
+}
+
+// background runs fn for as long as it likes; a bug in it is logged and ends nothing else.
+func (m *machine) background(name string, fn func() error) <-chan struct{} {
+	return guard.Go(m.log.Printf, name, fn)
+}

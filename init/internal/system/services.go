@@ -1,0 +1,144 @@
+package system
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cairn-os/cairn/init/internal/bootlog"
+	"github.com/cairn-os/cairn/pkg/cgroup"
+	"github.com/cairn-os/cairn/pkg/initctl"
+	"github.com/cairn-os/cairn/pkg/status"
+	"github.com/cairn-os/cairn/pkg/supervise"
+	"golang.org/x/sys/unix"
+)
+
+const mib = 1 << 20
+
+// memory is how much of the node's memory a process's Go collector aims to stay below: a share, within bounds. It is a
+// hint that makes the collector work harder, no limit that kills.
+type memory struct {
+	percent  int64
+	min, max int64 // bytes
+}
+
+func (s memory) of(total int64) int64 { return min(max(total*s.percent/100, s.min), s.max) }
+
+// services is the table of supervised processes for a node with the given memory in bytes. OOM scores order who goes
+// first when memory runs out: pods (0 to 1000), then what restarts cheaply, at last what everything stands on.
+func services(total int64, ssh bool) []supervise.Service {
+	const conf = "/" + effectiveConfig
+	table := []supervise.Service{
+		{
+			Name: "store", Argv: []string{"/usr/bin/cairn-store", "--config", conf}, Notify: true,
+			// One arena: glibc's default of eight per core costs tens of megabytes in dqlite.
+			Env:      []string{"MALLOC_ARENA_MAX=1"},
+			OOMScore: -970, MemoryLimit: memory{6, 48 * mib, 512 * mib}.of(total), GOGC: 30, StopGrace: 20 * time.Second,
+		},
+		{
+			Name: "containerd", Argv: []string{"/usr/bin/cairn-kube", "containerd", "--config", conf}, Notify: true, MainOnly: true,
+			OOMScore: -999, MemoryLimit: memory{6, 48 * mib, 512 * mib}.of(total), GOGC: 30, StopGrace: 15 * time.Second,
+		},
+		{
+			Name: "control", Argv: []string{"/usr/bin/cairn-kube", "control", "--config", conf}, Notify: true, After: []string{"store"},
+			OOMScore: -950, MemoryLimit: memory{40, 200 * mib, 4096 * mib}.of(total), GOGC: 30, StopGrace: 15 * time.Second,
+		},
+		{
+			Name: "node", Argv: []string{"/usr/bin/cairn-kube", "node", "--config", conf}, Notify: true, After: []string{"containerd", "control"},
+			OOMScore: -998, MemoryLimit: memory{8, 64 * mib, 1024 * mib}.of(total), GOGC: 30, StopGrace: 15 * time.Second, MainOnly: true,
+		},
+		{
+			Name: "cairnd", Argv: []string{"/usr/bin/cairnd", "--config", conf}, Notify: true,
+			OOMScore: -960, MemoryLimit: memory{4, 24 * mib, 128 * mib}.of(total), GOGC: 30,
+		},
+	}
+	if ssh {
+		table = append(table, supervise.Service{
+			// In the foreground, messages to standard error, no passwords.
+			Name: "sshd", Argv: []string{"/usr/sbin/dropbear", "-F", "-E", "-s", "-r", hostKey, "-p", "22"}, OOMScore: -900,
+			MainOnly: true, // sessions outlive a restart: it may well be asked for in one
+		})
+	}
+	return table
+}
+
+// startServices starts the control socket and the supervisor, which go on until shutdown.
+func (m *machine) startServices(ctx context.Context) error {
+	total, err := totalMemory()
+	if err != nil {
+		return err
+	}
+	table := services(total, len(m.config.SSHAuthorizedKeys) > 0)
+	if m.opt.Container {
+		m.log.Print("in a container the host's kernel decides who is killed when memory runs out: no oom scores")
+		for i := range table {
+			table[i].OOMScore = 0
+			if table[i].Name == "cairnd" {
+				table[i].Argv = append(table[i].Argv, "--clock=false") // the clock is the host's
+			}
+		}
+	}
+	tree, err := cgroup.Open(cgroup.Root)
+	if err != nil {
+		if !errors.Is(err, cgroup.ErrUnsupported) {
+			return err
+		}
+		m.log.Printf("services share one cgroup: %v", err)
+	}
+	s, err := supervise.New(supervise.Options{
+		Reaper: m.reaper, Cgroup: tree, LogDir: "/run/cairn/log", NotifyDir: "/run/cairn/notify",
+		Env: append(baseEnv(), m.ownerEnv()...), Logf: m.log.Printf, Since: bootlog.SincePowerOn, OnChange: m.serviceChanged,
+	}, table)
+	if err != nil {
+		return err
+	}
+	server, err := initctl.Listen(initctl.Path, handler{m}, m.log.Printf)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.supervisor = s
+	m.mu.Unlock()
+	// Not the boot's context: services are stopped by shutdown, in its order, and the socket answers until then.
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	listening := m.background("control socket", func() error { return ended(running, server.Serve(running)) })
+	supervising := m.background("supervisor", func() error { return ended(running, s.Run(running)) })
+	m.stopServices = func() {
+		stop()
+		<-supervising
+		<-listening
+		m.mu.Lock()
+		m.supervisor = nil // it no longer counts as a sign of life
+		m.mu.Unlock()
+	}
+	return nil
+}
+
+// ended drops the error that only repeats that ctx is over.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return nil
+	}
+	return err
+}
+
+// serviceChanged puts the first readiness of each process on the console and into the timeline.
+func (m *machine) serviceChanged(p status.Process) {
+	if p.State != string(supervise.Ready) {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if at := bootlog.SincePowerOn(); m.addMark(p.Name+" ready", at) {
+		m.log.Printf("%s ready %v after power-on", p.Name, at.Round(10*time.Millisecond))
+	}
+}
+
+func totalMemory() (int64, error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0, fmt.Errorf("size of memory: %w", err)
+	}
+	return int64(uint64(info.Totalram) * uint64(info.Unit)), nil
+}

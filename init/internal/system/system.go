@@ -1,0 +1,161 @@
+// Package system is init's second stage: on the verified root it brings the machine up phase by phase, keeps its
+// processes running, and takes it down in order.
+//
+// phases.go is the boot, read from top to bottom; machine (below) is what the phases hand on to each other.
+package system
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cairn-os/cairn/init/internal/bootlog"
+	"github.com/cairn-os/cairn/pkg/blockdev"
+	"github.com/cairn-os/cairn/pkg/cmdline"
+	"github.com/cairn-os/cairn/pkg/config"
+	"github.com/cairn-os/cairn/pkg/module"
+	"github.com/cairn-os/cairn/pkg/power"
+	"github.com/cairn-os/cairn/pkg/reaper"
+	"github.com/cairn-os/cairn/pkg/release"
+	"github.com/cairn-os/cairn/pkg/sequence"
+	"github.com/cairn-os/cairn/pkg/status"
+	"github.com/cairn-os/cairn/pkg/supervise"
+)
+
+// Options say where the stage runs.
+type Options struct {
+	// Container: in name spaces that someone prepared. The machine's hardware, its disks and its kernel are not ours.
+	Container bool
+	Line      cmdline.Line
+	Log       *log.Logger
+	// Signals are what asks the node to stop.
+	Signals <-chan os.Signal
+}
+
+// machine is the state of the stage. Phases run one after the other and own it until the services start; what is used
+// from elsewhere after that has a lock of its own or is listed below mu.
+type machine struct {
+	opt      Options
+	log      *log.Logger
+	reaper   *reaper.Reaper
+	release  release.Info
+	slot     status.Slot
+	disk     string // the boot disk: "vda"; empty in a container
+	data     blockdev.Device
+	modules  *module.Loader // nil: nothing to load
+	config   *config.Config
+	hostname string
+	network  *network     // nil until its phase
+	disarm   func() error // of the watchdog; nil without one
+	requests chan power.Action
+
+	mu         sync.Mutex // guards what follows
+	phases     []status.Phase
+	supervisor *supervise.Supervisor // nil until its phase
+	marks      []status.Mark
+
+	stopServices func() // ends the supervisor and waits for it; nil until its phase
+}
+
+// Run boots, runs and stops the node. It returns what the machine shall do next. An error is a failed phase: then the
+// services were never started, and the machine waits for the emergency screen.
+func Run(ctx context.Context, opt Options) (power.Action, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r, err := reaper.New()
+	if err != nil {
+		return power.None, err
+	}
+	m := &machine{opt: opt, log: opt.Log, reaper: r, requests: make(chan power.Action, 4)}
+	m.background("reaper", func() error { r.Serve(ctx); return nil })
+	if err := m.boot(ctx); err != nil {
+		if m.disarm != nil { // the emergency screen stays longer than the watchdog waits
+			err = errors.Join(err, m.disarm())
+		}
+		return power.None, err
+	}
+	action := m.wait()
+	m.shutdown(ctx, action)
+	return action, nil
+}
+
+// boot runs the phases.
+func (m *machine) boot(ctx context.Context) error {
+	early, err := bootlog.Load("/")
+	if err != nil {
+		m.log.Print(err)
+	}
+	m.phases = early
+	runner := sequence.Runner{Logf: m.log.Printf, Since: bootlog.SincePowerOn, Done: func(p status.Phase) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.phases = append(m.phases, p)
+	}}
+	if _, err := runner.Run(ctx, m.bootPhases()); err != nil {
+		return err
+	}
+	m.banner()
+	return nil
+}
+
+// banner is the last the boot says; the node's state follows from cairnd.
+func (m *machine) banner() {
+	var where []string
+	for _, a := range m.network.addresses() {
+		where = append(where, a.Prefix)
+	}
+	if len(where) == 0 {
+		where = []string{"no address yet"}
+	}
+	m.log.Printf("Cairn %s, node %s, slot %s (%s), %s: services started %v after power-on", m.release.Version, m.hostname,
+		orNone(m.slot.Name), m.slot.State, strings.Join(where, ", "), bootlog.SincePowerOn().Round(10*time.Millisecond))
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+// run runs a program of the root to its end. What it prints is in the error, and in the log when it succeeds.
+func (m *machine) run(ctx context.Context, argv ...string) error {
+	var out strings.Builder
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = append(baseEnv(), m.ownerEnv()...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := m.reaper.Run(ctx, cmd)
+	text := strings.TrimSpace(out.String())
+	if err != nil {
+		if text != "" {
+			return fmt.Errorf("%w: %s", err, text)
+		}
+		return err
+	}
+	if text != "" {
+		m.log.Printf("%s: %s", argv[0], text)
+	}
+	return nil
+}
+
+func baseEnv() []string {
+	return []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"}
+}
+
+// ownerEnv is cairn.environment: proxies, mostly.
+func (m *machine) ownerEnv() []string {
+	if m.config == nil {
+		return nil
+	}
+	var env []string
+	for key, value := range m.config.Cairn.Environment {
+		env = append(env, key+"="+value)
+	}
+	return env
+}

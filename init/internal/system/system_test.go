@@ -1,0 +1,170 @@
+package system
+
+import (
+	"flag"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/cairn-os/cairn/pkg/power"
+	"github.com/cairn-os/cairn/pkg/reaper"
+	"github.com/cairn-os/cairn/pkg/sequence"
+	"github.com/cairn-os/cairn/pkg/slot"
+	"github.com/cairn-os/cairn/pkg/status"
+	"github.com/cairn-os/cairn/pkg/uevent"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// golden compares got with testdata/name.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := "testdata/" + name
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", name, diff)
+	}
+}
+
+// TestPhases holds the boot's order and what a failure of each step means, on a machine and in a container.
+func TestPhases(t *testing.T) {
+	var b strings.Builder
+	for _, container := range []bool{false, true} {
+		m := &machine{opt: Options{Container: container}}
+		for _, list := range [][]sequence.Phase{m.bootPhases(), m.shutdownPhases()} {
+			for _, p := range list {
+				b.WriteString(p.Name + " " + p.Policy.String())
+				if p.RunWhen != nil && !p.RunWhen() {
+					b.WriteString(" skipped")
+				}
+				b.WriteString("\n")
+			}
+			b.WriteString("--\n")
+		}
+	}
+	golden(t, "phases", b.String())
+}
+
+func TestMounts(t *testing.T) {
+	var b strings.Builder
+	for _, m := range append(pseudoFileSystems(), persistent()...) {
+		b.WriteString(m.String() + "\n")
+	}
+	golden(t, "mounts", b.String())
+}
+
+func TestServices(t *testing.T) {
+	for _, total := range []int64{512 * mib, 2048 * mib, 64 << 30} {
+		var sum int64
+		ready := map[string]bool{}
+		for _, s := range services(total, true) {
+			for _, dep := range s.After {
+				if !ready[dep] {
+					t.Errorf("%s comes before %s, which it needs", s.Name, dep)
+				}
+			}
+			ready[s.Name] = true
+			sum += s.MemoryLimit
+			if s.OOMScore >= 0 {
+				t.Errorf("%s would be killed before a pod", s.Name)
+			}
+			if s.Name != "sshd" && !s.Notify {
+				t.Errorf("%s does not tell when it serves", s.Name)
+			}
+		}
+		if sum > total*4/5 {
+			t.Errorf("limits of %d MiB in %d MiB leave no room for pods", sum/mib, total/mib)
+		}
+	}
+	if n := len(services(1<<30, false)); n != 5 {
+		t.Errorf("without keys %d services; want 5, and no sshd", n)
+	}
+}
+
+func TestSignalAction(t *testing.T) {
+	tests := []struct {
+		sig       os.Signal
+		container bool
+		want      power.Action
+	}{
+		{unix.SIGINT, false, power.Reboot}, {unix.SIGTERM, false, power.Reboot}, {unix.SIGTERM, true, power.PowerOff},
+		{unix.SIGUSR2, false, power.PowerOff}, {unix.SIGPWR, false, power.PowerOff}, {unix.SIGHUP, false, power.None},
+	}
+	for _, tt := range tests {
+		if got := signalAction(tt.sig, tt.container); got != tt.want {
+			t.Errorf("signalAction(%v, %v) = %v; want %v", tt.sig, tt.container, got, tt.want)
+		}
+	}
+}
+
+func TestFsckVerdict(t *testing.T) {
+	tests := map[reaper.Exit]verdict{
+		{Code: 1}: fsckFixed, {Code: 2}: fsckFixed, {Code: 3}: fsckFixed, {Code: 4}: fsckUnfixed, {Code: 5}: fsckUnfixed,
+		{Code: 8}: fsckFailed, {Code: 12}: fsckFailed, {Code: 16}: fsckFailed, {Code: 127}: fsckFailed, {Signal: syscall.SIGKILL}: fsckFailed,
+	}
+	for exit, want := range tests {
+		if got := fsckVerdict(exit); got != want {
+			t.Errorf("fsckVerdict(%v) = %v; want %v", exit, got, want)
+		}
+	}
+}
+
+func TestSlotState(t *testing.T) {
+	write := func(t *testing.T, s slot.State) string {
+		dir := t.TempDir()
+		if err := os.Mkdir(dir+"/cairn", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		data, err := s.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(dir+"/cairn/state2.env", data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
+	confirmed := slot.New(slot.A)
+	trial, err := confirmed.Arm(slot.B, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	logf := func(string, ...any) {}
+	for _, tt := range []struct {
+		dir     string
+		running slot.Slot
+		want    status.SlotState
+	}{
+		{write(t, confirmed), slot.A, status.SlotConfirmed}, {write(t, trial), slot.B, status.SlotTrial},
+		{write(t, trial), slot.A, status.SlotConfirmed}, {t.TempDir(), slot.A, status.SlotUnknown},
+	} {
+		if got := slotState(tt.dir, tt.running, logf); got != tt.want {
+			t.Errorf("slotState(%s) = %v; want %v", tt.running, got, tt.want)
+		}
+	}
+}
+
+func TestCorruption(t *testing.T) {
+	e := uevent.Event{Action: "change", Env: map[string]string{"DM_VERITY_ERR_BLOCK_NR": "0,4711"}}
+	if got := corruption(e); !strings.Contains(got, "refused block 4711;") {
+		t.Errorf("corruption() = %q", got)
+	}
+	e.Env["DM_VERITY_ERR_BLOCK_NR"] = "1,5"
+	if got := corruption(e); !strings.Contains(got, "refused hash block 5;") {
+		t.Errorf("corruption() = %q", got)
+	}
+	if got := corruption(uevent.Event{}); got != "" {
+		t.Errorf("corruption() of another event = %q; want nothing", got)
+	}
+}
