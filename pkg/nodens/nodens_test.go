@@ -168,6 +168,8 @@ func TestWorldOfANode(t *testing.T) {
 	checkGone(t, n)
 
 	// The second start keeps /var and nothing else.
+	con = newBuffer()
+	cfg.Console = con
 	n = start(t, cfg)
 	con.line(t)
 	if err := syscall.Kill(n.PID(), syscall.SIGUSR1); err != nil {
