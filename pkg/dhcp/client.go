@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"time"
 
@@ -157,7 +158,16 @@ func (c *Client) extend(ctx context.Context, lease *Lease) (*Lease, error) {
 func (c *Client) request(ctx context.Context, lease *Lease, server netip.Addr, limit time.Duration) (*Lease, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	client, err := nclient4.New(c.Interface, nclient4.WithTimeout(firstTimeout), nclient4.WithRetry(tries))
+	to, match := *nclient4.DefaultServers, nclient4.IsMessageType(dhcpv4.MessageTypeAck, dhcpv4.MessageTypeNak)
+	options := []nclient4.ClientOpt{nclient4.WithTimeout(firstTimeout), nclient4.WithRetry(tries)}
+	if server.IsValid() {
+		// An ordinary socket: the server may be behind a router, and from 0.0.0.0 its kernel would not take the message.
+		to.IP = server.AsSlice()
+		match = nclient4.IsAll(match, nclient4.IsCorrectServer(to.IP))
+		me := &net.UDPAddr{IP: lease.Address.Addr().AsSlice(), Port: nclient4.ClientPort}
+		options = append(options, nclient4.WithUnicast(me))
+	}
+	client, err := nclient4.New(c.Interface, options...)
 	if err != nil {
 		return nil, err
 	}
@@ -169,11 +179,6 @@ func (c *Client) request(ctx context.Context, lease *Lease, server netip.Addr, l
 	msg, err := dhcpv4.NewRenewFromAck(lease.ack, append(c.modifiers(), dhcpv4.WithTransactionID(id))...)
 	if err != nil {
 		return nil, err
-	}
-	to, match := *nclient4.DefaultServers, nclient4.IsMessageType(dhcpv4.MessageTypeAck, dhcpv4.MessageTypeNak)
-	if server.IsValid() {
-		to.IP = server.AsSlice()
-		match = nclient4.IsAll(match, nclient4.IsCorrectServer(to.IP))
 	}
 	answer, err := client.SendAndRead(ctx, &to, msg, match)
 	if err != nil {
