@@ -89,10 +89,13 @@ func (m *Member) dial(ctx context.Context, address string) (conn net.Conn, err e
 	if address != m.identity.Address {
 		return nil, fmt.Errorf("dial member %s: unknown", address)
 	}
-	m.private.do(func() {
+	running := m.private.do(func() {
 		var d net.Dialer
 		conn, err = d.DialContext(ctx, "unix", m.node.BindAddress())
 	})
+	if !running {
+		return nil, fmt.Errorf("dial member %s: %w", address, net.ErrClosed)
+	}
 	return conn, err
 }
 

@@ -1,3 +1,5 @@
+//go:build cgo
+
 package member
 
 import (
@@ -10,10 +12,13 @@ import (
 // privateNet is a thread in a network namespace of its own. Sockets belong to
 // the namespace of the thread that made them, wherever they are used. A nil
 // privateNet is the process's own namespace.
-type privateNet struct{ work chan func() }
+type privateNet struct {
+	work chan func()
+	done chan struct{}
+}
 
 func newPrivateNet() (*privateNet, error) {
-	p := &privateNet{work: make(chan func())}
+	p := &privateNet{work: make(chan func()), done: make(chan struct{})}
 	ready := make(chan error)
 	go func() {
 		runtime.LockOSThread() // For good: the thread ends with the goroutine.
@@ -23,8 +28,13 @@ func newPrivateNet() (*privateNet, error) {
 			return
 		}
 		ready <- nil
-		for f := range p.work {
-			f()
+		for {
+			select {
+			case f := <-p.work:
+				f()
+			case <-p.done:
+				return
+			}
 		}
 	}()
 	if err := <-ready; err != nil {
@@ -33,22 +43,30 @@ func newPrivateNet() (*privateNet, error) {
 	return p, nil
 }
 
-// do calls f inside the namespace.
-func (p *privateNet) do(f func()) {
+// do calls f inside the namespace. It reports false, and does not call f,
+// after close.
+func (p *privateNet) do(f func()) bool {
 	if p == nil {
 		f()
-		return
+		return true
 	}
 	done := make(chan struct{})
-	p.work <- func() {
+	call := func() {
 		defer close(done)
 		f()
 	}
-	<-done
+	select {
+	case p.work <- call:
+		<-done
+		return true
+	case <-p.done:
+		return false
+	}
 }
 
+// close ends the thread. The namespace lives on while sockets are open.
 func (p *privateNet) close() {
 	if p != nil {
-		close(p.work)
+		close(p.done)
 	}
 }
