@@ -1,0 +1,107 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/kubernetes/cmd/kubelet/app/options"
+)
+
+func testOptions() Options {
+	o := DefaultOptions("shop-1")
+	o.address = netip.MustParseAddr("192.0.2.7")
+	return o
+}
+
+func TestKubeletServer(t *testing.T) {
+	o := testOptions()
+	o.Labels = map[string]string{"shop": "17", "node-role.kubernetes.io/edge": "true", "node.kubernetes.io/instance-type": "pi"}
+	o.Taints = []corev1.Taint{{Key: "till", Effect: corev1.TaintEffectNoSchedule}}
+	here, err := inspectHost()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v1 := range []bool{false, true} {
+		s, err := o.kubeletServer(host{cgroupV1: v1, oomScore: -900})
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Upstream's check looks at the machine that it runs on.
+		if err := options.ValidateKubeletServer(s); err != nil && v1 == here.cgroupV1 {
+			t.Errorf("upstream refuses the configuration: %v", err)
+		}
+		if s.FailCgroupV1 == v1 {
+			t.Errorf("FailCgroupV1 = %v with cgroup v1 = %v", s.FailCgroupV1, v1)
+		}
+		if s.Authentication.Anonymous.Enabled || s.ReadOnlyPort != 0 || s.Authorization.Mode != "Webhook" {
+			t.Error("the kubelet answers strangers")
+		}
+		want := map[string]string{"shop": "17", "node.kubernetes.io/instance-type": "pi"}
+		if d := cmp.Diff(want, s.NodeLabels); d != "" {
+			t.Errorf("labels at registration: %s", d)
+		}
+	}
+	if _, err := DefaultOptions("x").kubeletServer(host{}); err == nil {
+		t.Error("kubeletServer without an address: want an error")
+	}
+}
+
+func TestCNIConfig(t *testing.T) {
+	dir := t.TempDir()
+	o := testOptions()
+	o.CNIConfDir, o.StateDir = filepath.Join(dir, "net.d"), dir
+	p := newPodNetwork(o, slog.New(slog.DiscardHandler))
+	if err := p.restore(); err != nil {
+		t.Fatalf("restore of nothing: %v", err)
+	}
+	if err := os.WriteFile(p.state, []byte("10.42.3.0/24\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.restore(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(filepath.Join(o.CNIConfDir, cniFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile("testdata/cni.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(strings.TrimSpace(string(want)), string(got)); d != "" {
+		t.Error(d)
+	}
+	if err := os.WriteFile(p.state, []byte("junk"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.restore(); err == nil {
+		t.Error("restore of junk: want an error")
+	}
+}
+
+func TestRunParts(t *testing.T) {
+	wait := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+	parts := func(f func(context.Context) error) map[string]func(context.Context) error {
+		return map[string]func(context.Context) error{"a": wait, "b": f}
+	}
+	boom := errors.New("boom")
+	if err := runParts(t.Context(), parts(func(context.Context) error { return boom })); !errors.Is(err, boom) {
+		t.Errorf("runParts = %v; want %v", err, boom)
+	}
+	if err := runParts(t.Context(), parts(func(context.Context) error { return nil })); err == nil {
+		t.Error("a part that ends by itself: want an error")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := runParts(ctx, parts(wait)); err != nil {
+		t.Errorf("runParts, asked to stop = %v; want nil", err)
+	}
+}
