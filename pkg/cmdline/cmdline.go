@@ -110,8 +110,11 @@ func (l Line) Bool(key string) bool {
 // reserved are the names after "cairn." that steer the boot and are no configuration.
 var reserved = []string{"slot", "bootpart", "roothash", "rootblocks", "debug", "emergency"}
 
-// Config returns the parameters that are configuration: "hostname", "cairn.x.y" and k3OS's "k3os.x.y". Their keys are
-// paths of the cloud-config document.
+// topLevel are the keys of a cloud-config document that the kernel and other programs leave alone.
+var topLevel = []string{"hostname", "ssh_authorized_keys", "run_cmd"}
+
+// Config returns the parameters that are configuration: those of topLevel, "cairn.x.y" and k3OS's "k3os.x.y". Their keys
+// are paths of the cloud-config document.
 func (l Line) Config() []Param {
 	var params []Param
 	for _, p := range l.params {
@@ -123,7 +126,7 @@ func (l Line) Config() []Param {
 }
 
 func isConfig(key string) bool {
-	if key == "hostname" {
+	if slices.Contains(topLevel, key) {
 		return true
 	}
 	first, rest, found := strings.Cut(key, ".")

@@ -53,8 +53,8 @@ func TestGet(t *testing.T) {
 
 func TestConfig(t *testing.T) {
 	l := Parse(`cairn.slot=a cairn.roothash=00 cairn.debug hostname=till-07 cairn.token="a b" k3os.dns_nameserver=10.0.0.2 ` +
-		`k3os.dns_nameserver=1.1.1.1 cairnx.y=1 cairn=2 root=/dev/sda cairn.emergency`)
-	want := []Param{{"hostname", "till-07"}, {"cairn.token", "a b"}, {"k3os.dns_nameserver", "10.0.0.2"}, {"k3os.dns_nameserver", "1.1.1.1"}}
+		`k3os.dns_nameserver=1.1.1.1 cairnx.y=1 cairn=2 root=/dev/sda cairn.emergency run_cmd="a b"`)
+	want := []Param{{"hostname", "till-07"}, {"cairn.token", "a b"}, {"k3os.dns_nameserver", "10.0.0.2"}, {"k3os.dns_nameserver", "1.1.1.1"}, {"run_cmd", "a b"}}
 	if diff := cmp.Diff(want, l.Config()); diff != "" {
 		t.Error(diff)
 	}

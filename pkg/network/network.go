@@ -202,7 +202,9 @@ func (n *Network) linkState(ctx context.Context, p *port, attrs *netlink.LinkAtt
 	up := attrs.RawFlags&unix.IFF_UP != 0
 	if !up {
 		p.configured = false // the kernel drops routes with the link
-		if err := bringUp(p); err != nil {
+		if err := bringUp(p); errors.Is(err, unix.ENODEV) {
+			return // pulled out; the kernel's word on it is on its way
+		} else if err != nil {
 			n.options.Logger.Error("cannot bring up interface", "interface", p.name, "error", err)
 			return
 		}
@@ -216,7 +218,10 @@ func (n *Network) linkState(ctx context.Context, p *port, attrs *netlink.LinkAtt
 			n.apply(p, nil, p.lease)
 		}
 	}
-	carrier := up && attrs.RawFlags&unix.IFF_LOWER_UP != 0
+	// IFF_RUNNING lags behind IFF_LOWER_UP until packets really go out; without it the first question is lost, and with it
+	// a second of the boot.
+	const both = unix.IFF_LOWER_UP | unix.IFF_RUNNING
+	carrier := up && attrs.RawFlags&both == both
 	if carrier == p.carrier {
 		return
 	}

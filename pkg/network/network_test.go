@@ -154,6 +154,28 @@ func TestServerGone(t *testing.T) {
 	eventually(t, "a lease again", func() bool { return len(addresses(t, "eth0")) == 1 })
 }
 
+// TestRebind replaces the server by another one: the lease goes on with the same address.
+func TestRebind(t *testing.T) {
+	f := newFar(t)
+	f.cable("eth0", "192.0.2.1/24")
+	s := newServer()
+	s.lease = 4 * time.Second
+	f.serve("eth0", s)
+	o := testOptions(t)
+	n := newNetwork(t, dhcpOn("eth0"), o)
+	start(t, n)
+	wait(t, n)
+	s.set(func(s *server) { s.me = net.IPv4(192, 0, 2, 2) })
+	lease := filepath.Join(o.LeaseDir, "eth0.json")
+	eventually(t, "the lease of the new server", func() bool { return strings.Contains(read(t, lease), `"server": "192.0.2.2"`) })
+	if diff := cmp.Diff([]string{"192.0.2.7/24"}, addresses(t, "eth0")); diff != "" {
+		t.Error(diff)
+	}
+	if got := s.log(); slices.Contains(got[1:], "DISCOVER till-07") {
+		t.Errorf("the server saw %v; want no second discovery", got)
+	}
+}
+
 // TestCarrier pulls the cable: the address stays, and at the other end of the new cable may be another network.
 func TestCarrier(t *testing.T) {
 	f := newFar(t)
