@@ -48,7 +48,8 @@ func WatchButton(ctx context.Context, path string, pressed func()) error {
 // hasPowerKey asks the device for the keys it can send: EVIOCGBIT(EV_KEY).
 func hasPowerKey(fd int) bool {
 	var bits [96]byte // KEY_CNT is 768
-	request := uintptr(2<<30 | len(bits)<<16 | 'E'<<8 | (0x20 + evKey))
+	const read = uintptr(2) << 30
+	request := read | uintptr(len(bits))<<16 | 'E'<<8 | (0x20 + evKey)
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(unsafe.Pointer(&bits[0])))
 	return errno == 0 && bits[keyPower/8]&(1<<(keyPower%8)) != 0
 }

@@ -23,9 +23,9 @@ func (h handler) Status() status.Status {
 		Hostname: m.hostname, Slot: m.slot, Release: status.Release(m.release), UptimeS: status.InSeconds(bootlog.SincePowerOn()),
 		Phases: slices.Clone(m.phases), Timeline: slices.Clone(m.marks),
 	}
-	supervisor := m.supervisor
+	supervisor, net := m.supervisor, m.network
 	m.mu.Unlock()
-	s.Addresses = m.network.addresses()
+	s.Addresses = net.addresses()
 	if supervisor != nil {
 		s.Processes = supervisor.Status()
 	}

@@ -51,13 +51,13 @@ type machine struct {
 	modules  *module.Loader // nil: nothing to load
 	config   *config.Config
 	hostname string
-	network  *network     // nil until its phase
 	disarm   func() error // of the watchdog; nil without one
 	requests chan power.Action
 
 	mu         sync.Mutex // guards what follows
 	phases     []status.Phase
 	supervisor *supervise.Supervisor // nil until its phase
+	network    *keeper               // nil until its phase
 	marks      []status.Mark
 
 	stopServices func() // ends the supervisor and waits for it; nil until its phase
