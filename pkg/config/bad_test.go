@@ -200,7 +200,7 @@ func TestHuge(t *testing.T) {
 			} else if len(err.Error()) > 8_000 {
 				t.Errorf("a message of %d bytes", len(err.Error()))
 			}
-			if took := time.Since(start); took > 5*time.Second {
+			if took := time.Since(start); took > 20*time.Second {
 				t.Errorf("took %v", took)
 			} else {
 				t.Logf("%v: %.200v", took, err)
