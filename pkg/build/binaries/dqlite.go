@@ -57,7 +57,7 @@ func libraries(ctx context.Context, o Options, t target) (cLibraries, error) {
 	}
 	compiler, err := exec.CommandContext(ctx, t.triplet+"-gcc", "-dumpfullversion").Output()
 	if err != nil {
-		return cLibraries{}, fmt.Errorf("C compiler %s-gcc: %w", t.triplet, err)
+		return cLibraries{}, fmt.Errorf("ask %s-gcc for its version: %w", t.triplet, err)
 	}
 	key := cache.NewKey("dqlite")
 	key.String("3", filepath.Base(filepath.Dir(source)), filepath.Base(root), t.triplet, string(compiler))
