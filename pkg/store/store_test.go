@@ -82,3 +82,10 @@ func TestConformance(t *testing.T) {
 		return connect(t, start(t, t.TempDir()).socket)
 	})
 }
+
+func BenchmarkUpdate(b *testing.B) {
+	storetest.BenchmarkUpdate(b, func(b *testing.B) (*clientv3.Client, string) {
+		dir := b.TempDir()
+		return connect(b, start(b, dir).socket), dir
+	})
+}

@@ -41,7 +41,7 @@ var compactions = []test{
 			s.same("after it", pairs(s.list("/t/", clientv3.WithRev(gone))), []string{"/t/a=2"})
 			s.same("now", pairs(s.list("/t/")), []string{"/t/a=2", "/t/c=1"})
 			s.same("current revision", s.get("/t/none").Header.Revision, last)
-			time.Sleep(settle)
+			s.pause(settle)
 		}
 	}},
 	{"CompactErrors", func(s *suite) {
@@ -57,11 +57,11 @@ var compactions = []test{
 	{"CompactKeepsTheRevision", func(s *suite) {
 		rev := s.mustRemove("/t/a", s.mustCreate("/t/a", "1"))
 		s.compact(rev)
-		time.Sleep(settle)
+		s.pause(settle)
 		s.same("current revision", s.get("/t/a").Header.Revision, rev)
 		s.same("next revision", s.mustCreate("/t/a", "2"), rev+1)
 		s.compact(rev + 1)
-		time.Sleep(settle)
+		s.pause(settle)
 		s.same("value", pairs(s.get("/t/a")), []string{"/t/a=2"})
 		s.same("next", s.mustUpdate("/t/a", "3", rev+1), rev+2)
 	}},
@@ -85,7 +85,7 @@ var compactions = []test{
 		a2 := s.mustUpdate("/t/a", "2", a)
 		gone := s.mustRemove("/t/b", b)
 		s.compact(a2)
-		time.Sleep(settle)
+		s.pause(settle)
 		w := s.watch("/t/", clientv3.WithPrefix(), clientv3.WithRev(gone))
 		s.same("events", w.events(1), []string{fmt.Sprintf("delete /t/b= @%d before /t/b=1 @%d", gone, b)})
 	}},
@@ -165,7 +165,7 @@ var leases = []test{
 		s.mustUpdate("/t/a", "2", rev)
 		w := s.watch("/t/m", clientv3.WithRev(marker+1))
 		w.events(1) // The marker's expiry: the key's would have come before.
-		time.Sleep(settle)
+		s.pause(settle)
 		s.same("left", pairs(s.list("/t/")), []string{"/t/a=2"})
 	}},
 	{"UpdateRenewsTheLease", func(s *suite) {

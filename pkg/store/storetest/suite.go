@@ -52,6 +52,15 @@ func (s *suite) check(err error) {
 	}
 }
 
+func (s *suite) pause(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.ctx.Done():
+	}
+}
+
 // create is the apiserver's OptimisticPut of a new key.
 func (s *suite) create(key, value string, opts ...clientv3.OpOption) *clientv3.TxnResponse {
 	s.Helper()

@@ -162,7 +162,7 @@ var watches = []test{
 		go func() {
 			for ctx.Err() == nil {
 				_ = s.client.RequestProgress(ctx)
-				time.Sleep(5 * time.Millisecond)
+				s.pause(5 * time.Millisecond)
 			}
 		}()
 		go s.fill("/t/", writes)
