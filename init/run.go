@@ -61,7 +61,7 @@ func machine() {
 			return early.Run(ctx, logger, line)
 		}
 		stage = "the system"
-		action, err = system.Run(ctx, system.Options{Line: line, Log: logger, Signals: signals})
+		action, err = system.Run(ctx, system.Options{Line: line, Since: bootlog.SincePowerOn, Log: logger, Signals: signals})
 		return err
 	})
 	if logger == nil {
@@ -96,9 +96,11 @@ func container(args []string) int {
 	}
 	logger := bootlog.ToStderr()
 	var action power.Action
+	start := time.Now()
 	err := guard.Call(func() (err error) {
 		action, err = system.Run(context.Background(), system.Options{
 			Container: true, Line: cmdline.Parse(*text), Log: logger, Signals: listen(),
+			Since: func() time.Duration { return time.Since(start) },
 		})
 		return err
 	})

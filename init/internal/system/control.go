@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/cairn-os/cairn/init/internal/bootlog"
 	"github.com/cairn-os/cairn/pkg/power"
 	"github.com/cairn-os/cairn/pkg/status"
 	"github.com/cairn-os/cairn/pkg/supervise"
@@ -20,7 +19,7 @@ func (h handler) Status() status.Status {
 	m := h.m
 	m.mu.Lock()
 	s := status.Status{
-		Hostname: m.hostname, Slot: m.slot, Release: status.Release(m.release), UptimeS: status.InSeconds(bootlog.SincePowerOn()),
+		Hostname: m.hostname, Slot: m.slot, Release: status.Release(m.release), UptimeS: status.InSeconds(m.opt.Since()),
 		Phases: slices.Clone(m.phases), Timeline: slices.Clone(m.marks),
 	}
 	supervisor, net := m.supervisor, m.network
@@ -74,7 +73,7 @@ func (h handler) Announce(text, mark string) {
 	}
 	h.m.mu.Lock()
 	defer h.m.mu.Unlock()
-	h.m.addMark(mark, bootlog.SincePowerOn())
+	h.m.addMark(mark, h.m.opt.Since())
 }
 
 // addMark adds a moment to the timeline, once per name; it reports whether it was new. mu is held.

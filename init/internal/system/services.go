@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/cairn-os/cairn/init/internal/bootlog"
 	"github.com/cairn-os/cairn/pkg/cgroup"
 	"github.com/cairn-os/cairn/pkg/initctl"
 	"github.com/cairn-os/cairn/pkg/status"
@@ -88,7 +87,7 @@ func (m *machine) startServices(ctx context.Context) error {
 	}
 	s, err := supervise.New(supervise.Options{
 		Reaper: m.reaper, Cgroup: tree, LogDir: "/run/cairn/log", NotifyDir: "/run/cairn/notify",
-		Env: append(baseEnv(), m.ownerEnv()...), Logf: m.log.Printf, Since: bootlog.SincePowerOn, OnChange: m.serviceChanged,
+		Env: append(baseEnv(), m.ownerEnv()...), Logf: m.log.Printf, Since: m.opt.Since, OnChange: m.serviceChanged,
 	}, table)
 	if err != nil {
 		return err
@@ -130,7 +129,7 @@ func (m *machine) serviceChanged(p status.Process) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if at := bootlog.SincePowerOn(); m.addMark(p.Name+" ready", at) {
+	if at := m.opt.Since(); m.addMark(p.Name+" ready", at) {
 		m.log.Printf("%s ready %v after power-on", p.Name, at.Round(10*time.Millisecond))
 	}
 }

@@ -33,7 +33,9 @@ type Options struct {
 	// Container: in name spaces that someone prepared. The machine's hardware, its disks and its kernel are not ours.
 	Container bool
 	Line      cmdline.Line
-	Log       *log.Logger
+	// Since is the time since power-on, or since a container started.
+	Since func() time.Duration
+	Log   *log.Logger
 	// Signals are what asks the node to stop.
 	Signals <-chan os.Signal
 }
@@ -92,7 +94,7 @@ func (m *machine) boot(ctx context.Context) error {
 		m.log.Print(err)
 	}
 	m.phases = early
-	runner := sequence.Runner{Logf: m.log.Printf, Since: bootlog.SincePowerOn, Done: func(p status.Phase) {
+	runner := sequence.Runner{Logf: m.log.Printf, Since: m.opt.Since, Done: func(p status.Phase) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.phases = append(m.phases, p)
@@ -114,7 +116,7 @@ func (m *machine) banner() {
 		where = []string{"no address yet"}
 	}
 	m.log.Printf("Cairn %s, node %s, slot %s (%s), %s: services started %v after power-on", m.release.Version, m.hostname,
-		orNone(m.slot.Name), m.slot.State, strings.Join(where, ", "), bootlog.SincePowerOn().Round(10*time.Millisecond))
+		orNone(m.slot.Name), m.slot.State, strings.Join(where, ", "), m.opt.Since().Round(10*time.Millisecond))
 }
 
 func orNone(s string) string {
