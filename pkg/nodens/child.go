@@ -35,26 +35,36 @@ type order struct {
 }
 
 // Child must be called first of all by every program that starts nodes, and
-// by TestMain in tests. In an ordinary process it returns false. In a node's
-// first process it becomes the node's init and does not return, unless it
-// fails; then the program must end with that error, and with success after nil.
-func Child() (child bool, err error) {
+// by TestMain in tests. In an ordinary process it does nothing. In a node's
+// first process it becomes the node's init and does not return: when it fails
+// it ends the process itself, because the program's own code must never run in
+// a half-made node.
+func Child() {
 	switch os.Getenv(childEnv) {
 	case "":
-		return false, nil
+		return
 	case probe:
-		return true, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+		end(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 	}
 	// Namespaces are entered thread by thread; exec must come from the one.
 	runtime.LockOSThread()
 	unix.CloseOnExec(orderFD)
 	unix.CloseOnExec(reportFD)
 	report := os.NewFile(reportFD, "report")
-	err = become(os.NewFile(orderFD, "order"))
+	err := become(os.NewFile(orderFD, "order"))
 	if _, writeErr := report.WriteString(err.Error()); writeErr != nil {
 		err = errors.Join(err, writeErr)
 	}
-	return true, err
+	end(err)
+}
+
+// end ends the process.
+func end(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		unix.Exit(1)
+	}
+	unix.Exit(0)
 }
 
 // become makes the node's world and executes its init in it.
