@@ -141,15 +141,14 @@ func (f *far) plug(here string, in bool) {
 
 // server is a DHCP server with one address to give.
 type server struct {
-	mu       sync.Mutex
-	me       net.IP
-	give     net.IP
-	lease    time.Duration
-	extra    []dhcpv4.Modifier
-	nak      bool
-	silent   bool
-	seen     []string // "DISCOVER host", "REQUEST 192.0.2.7" (renewal of)
-	requests int
+	mu     sync.Mutex
+	me     net.IP
+	give   net.IP
+	lease  time.Duration
+	extra  []dhcpv4.Modifier
+	nak    bool
+	silent bool
+	seen   []string // "DISCOVER host", "REQUEST 192.0.2.7" (renewal of)
 }
 
 // serve answers on the far end of here.
