@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/cairn-os/cairn/pkg/atomicfile"
 )
@@ -44,7 +45,11 @@ func loadIdentity(dir string) (Identity, error) {
 	if err != nil {
 		return Identity{}, fmt.Errorf("identity: %w", err)
 	}
-	if len(entries) > 0 {
+	for _, e := range entries {
+		// A power cut while the identity is written leaves a temporary file.
+		if strings.Contains(e.Name(), identityFile) {
+			continue
+		}
 		return Identity{}, fmt.Errorf("identity %s: missing, but %s is not empty: restore the file or move the directory away", path, dir)
 	}
 	id := Identity{ID: bootstrapID, Address: fmt.Sprintf("member-%016x", uint64(bootstrapID))}

@@ -36,6 +36,18 @@ func TestIdentityMissingBesideData(t *testing.T) {
 	}
 }
 
+// TestIdentityAfterPowerCut starts anew where the first attempt got no further
+// than its temporary file.
+func TestIdentityAfterPowerCut(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "."+identityFile+".123"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := loadIdentity(dir); err != nil {
+		t.Errorf("identity beside a temporary file: %v; want a new one", err)
+	}
+}
+
 func TestIdentityDamaged(t *testing.T) {
 	for _, content := range []string{"", "{", "{}", `{"id":1}`, `{"address":"a"}`, `{"id":-1,"address":"a"}`, "null", "\x00\x00"} {
 		dir := t.TempDir()
