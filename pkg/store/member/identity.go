@@ -47,7 +47,7 @@ func loadIdentity(dir string) (Identity, error) {
 	}
 	for _, e := range entries {
 		// A power cut while the identity is written leaves a temporary file.
-		if strings.Contains(e.Name(), identityFile) {
+		if strings.HasPrefix(e.Name(), ".") {
 			continue
 		}
 		return Identity{}, fmt.Errorf("identity %s: missing, but %s is not empty: restore the file or move the directory away", path, dir)

@@ -40,7 +40,7 @@ func TestIdentityMissingBesideData(t *testing.T) {
 // than its temporary file.
 func TestIdentityAfterPowerCut(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "."+identityFile+".123"), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, ".tmp-123"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := loadIdentity(dir); err != nil {
