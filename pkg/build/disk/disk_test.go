@@ -169,8 +169,9 @@ func TestBuild(t *testing.T) {
 func TestSeed(t *testing.T) {
 	image := build(t, spec(t))
 	seed := map[string][]byte{"config.yaml": []byte("hostname: x\n"), "images/hello.tar": bytes.Repeat([]byte("tar"), 1<<20)}
-	for range 2 { // the second time replaces
-		if err := Seed(image, seed); err != nil {
+	longer := map[string][]byte{"config.yaml": bytes.Repeat([]byte("# old\n"), 1000), "images/hello.tar": bytes.Repeat([]byte("old"), 1<<21)}
+	for _, files := range []map[string][]byte{longer, seed} { // the second replaces the first
+		if err := Seed(image, files); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -43,12 +43,7 @@ func put(fs *fat32.FileSystem, f fatFile) error {
 			return fmt.Errorf("make %s: %w", dir, err)
 		}
 	}
-	if _, err := fs.Stat(name); err == nil {
-		if err := fs.Remove(name); err != nil {
-			return fmt.Errorf("replace %s: %w", name, err)
-		}
-	}
-	out, err := fs.OpenFile(name, os.O_CREATE|os.O_RDWR)
+	out, err := fs.OpenFile(name, os.O_CREATE|os.O_RDWR|os.O_TRUNC)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
