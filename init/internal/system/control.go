@@ -76,13 +76,12 @@ func (h handler) Announce(text, mark string) {
 	h.m.addMark(mark, h.m.opt.Since())
 }
 
-// addMark adds a moment to the timeline, once per name; it reports whether it was new. mu is held.
-func (m *machine) addMark(name string, at time.Duration) bool {
+// addMark adds a moment to the timeline, once per name. mu is held.
+func (m *machine) addMark(name string, at time.Duration) {
 	if slices.ContainsFunc(m.marks, func(k status.Mark) bool { return k.Name == name }) {
-		return false
+		return
 	}
 	m.marks = append(m.marks, status.Mark{Name: name, AtS: status.InSeconds(at)})
-	return true
 }
 
 // request asks the main loop to stop the node. Requests beyond the first few say nothing new and are dropped.

@@ -122,16 +122,14 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-// serviceChanged puts the first readiness of each process on the console and into the timeline.
+// serviceChanged puts the first readiness of each process into the timeline.
 func (m *machine) serviceChanged(p status.Process) {
 	if p.State != string(supervise.Ready) {
 		return
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if at := m.opt.Since(); m.addMark(p.Name+" ready", at) {
-		m.log.Printf("%s ready %v after power-on", p.Name, at.Round(10*time.Millisecond))
-	}
+	m.addMark(p.Name+" ready", m.opt.Since())
 }
 
 func totalMemory() (int64, error) {
