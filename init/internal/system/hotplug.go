@@ -31,7 +31,14 @@ func (m *machine) hotplug(ctx context.Context) error {
 		return errors.Join(err, m.coldplug())
 	}
 	m.background("hotplug", func() error {
-		err := listener.Run(ctx, func(e uevent.Event) { m.handle(ctx, e) }, func(err error) {
+		told := map[string]bool{} // a block that is asked for again and again is told of once
+		err := listener.Run(ctx, func(e uevent.Event) {
+			m.handle(ctx, e)
+			if text := corruption(e); text != "" && !told[text] {
+				told[text] = true
+				m.log.Print(text)
+			}
+		}, func(err error) {
 			m.log.Printf("hotplug: %v", err)
 			if errors.Is(err, uevent.ErrOverrun) {
 				m.background("hotplug", m.coldplug)
@@ -67,12 +74,9 @@ func (m *machine) handle(ctx context.Context, e uevent.Event) {
 	if name := e.Env["DEVNAME"]; e.Action == "add" && strings.HasPrefix(name, "input/event") {
 		m.watchButton(ctx, "/dev/"+name)
 	}
-	if text := corruption(e); text != "" {
-		m.log.Print(text)
-	}
 }
 
-// corruption is what the console says when dm-verity refused a block: the kernel tells of each such block once.
+// corruption is what the console says when dm-verity refused a block.
 func corruption(e uevent.Event) string {
 	where, ok := e.Env["DM_VERITY_ERR_BLOCK_NR"] // "0,4711": type and number
 	if !ok {

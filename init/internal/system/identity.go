@@ -98,7 +98,7 @@ func (m *machine) setUpSSH(ctx context.Context) error {
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := m.run(ctx, "dropbearkey", "-t", "ed25519", "-f", fresh); err != nil {
+	if err := m.run(ctx, "/usr/bin/dropbearkey", "-t", "ed25519", "-f", fresh); err != nil {
 		return err
 	}
 	key, err := os.ReadFile(fresh)
