@@ -101,6 +101,9 @@ func report(ctx context.Context, m Machine, timeline []event, out io.Writer) err
 	for _, p := range st.Processes {
 		fmt.Fprintf(out, "%-12s %-10s %10s %10s %9.0f\n", p.Name, p.State, p.StartedS, p.ReadyS, float64(p.RSSBytes)/(1<<20))
 	}
+	if _, own := m.(*VM); !own {
+		return nil // its /proc/meminfo is this machine's
+	}
 	used, err := UsedMemory(ctx, m)
 	if err != nil {
 		return err

@@ -135,8 +135,7 @@ func (b *Builder) disk(ctx context.Context, parts *Parts, ramdisk string) (strin
 func (b *Builder) compress(ctx context.Context, raw string) (string, error) {
 	k := cache.NewKey("disk-zst-" + b.o.Target)
 	k.String(diskRules, raw) // its directory is named by its inputs
-	dir, err := b.cache.Get(ctx, k, func(ctx context.Context, dir string) (err error) {
-		defer progress.FromContext(ctx).Start("disk image: compress").Done(&err)
+	dir, err := b.cache.Get(ctx, k, func(ctx context.Context, dir string) error {
 		return disk.Compress(ctx, raw, filepath.Join(dir, "disk.img.zst"))
 	})
 	if err != nil {
