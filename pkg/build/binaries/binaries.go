@@ -55,6 +55,7 @@ var goPrograms = []program{
 	{"usr/bin/cairnd", "./pkg/cmd/cairnd"},
 	{"usr/bin/cairnctl", "./pkg/cmd/cairnctl"},
 	{"usr/bin/cairn-kube", "./pkg/cmd/cairn-kube"},
+	{"usr/bin/crictl", "sigs.k8s.io/cri-tools/cmd/crictl"},
 	{"usr/bin/containerd-shim-runc-v2", "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2"},
 	{"usr/libexec/cni/bridge", "github.com/containernetworking/plugins/plugins/main/bridge"},
 	{"usr/libexec/cni/loopback", "github.com/containernetworking/plugins/plugins/main/loopback"},
