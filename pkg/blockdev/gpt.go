@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/diskfs/go-diskfs/backend"
@@ -111,14 +112,20 @@ func Grow(disk backend.WritableFile, sector, number int) (changed bool, size int
 	return true, int64(target.Size), nil
 }
 
-// Repair writes the primary table anew from the backup and reports whether that was needed.
-func Repair(disk backend.WritableFile, sector int) (bool, error) {
+// Repair writes the primary table anew from the backup and reports whether that was needed. It touches only a disk whose
+// backup lists the partition with the given PARTUUID and whose protective MBR is still there: another disk without
+// partitions may be one that was encrypted or formatted as a whole, with the backup of an older table left at its end.
+func Repair(disk backend.WritableFile, sector int, partUUID string) (bool, error) {
 	t, err := gpt.Read(disk, sector, sector)
 	if err != nil {
 		return false, fmt.Errorf("repair gpt: %w", err)
 	}
-	if !t.RecoveredFromBackup {
+	ours := slices.ContainsFunc(t.Partitions, func(p *gpt.Partition) bool { return strings.EqualFold(p.GUID, partUUID) })
+	if !t.RecoveredFromBackup || !ours {
 		return false, nil
+	}
+	if protective, err := hasProtectiveMBR(disk); err != nil || !protective {
+		return false, err
 	}
 	total, err := disk.Seek(0, io.SeekEnd)
 	if err != nil {
@@ -130,8 +137,23 @@ func Repair(disk backend.WritableFile, sector int) (bool, error) {
 	return true, nil
 }
 
-// RepairDisk repairs the GPT of the disk device called name and has the kernel read it.
-func RepairDisk(name string) (repaired bool, err error) {
+// hasProtectiveMBR reports whether sector 0 says that the disk has a GPT: a partition of type 0xee.
+func hasProtectiveMBR(disk io.ReaderAt) (bool, error) {
+	var mbr [512]byte
+	if _, err := disk.ReadAt(mbr[:], 0); err != nil {
+		return false, fmt.Errorf("read mbr: %w", err)
+	}
+	const entries, size, kind = 446, 16, 4 // where the four entries begin, how long one is, its type's place in it
+	for i := entries; i < entries+4*size; i += size {
+		if mbr[i+kind] == 0xee && mbr[510] == 0x55 && mbr[511] == 0xaa {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// RepairDisk repairs the GPT of the disk device called name, as Repair does, and has the kernel read it.
+func RepairDisk(name, partUUID string) (repaired bool, err error) {
 	f, err := os.OpenFile("/dev/"+name, os.O_RDWR, 0)
 	if err != nil {
 		return false, fmt.Errorf("repair gpt: %w", err)
@@ -141,7 +163,7 @@ func RepairDisk(name string) (repaired bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	repaired, err = Repair(f, sector)
+	repaired, err = Repair(f, sector, partUUID)
 	if err != nil || !repaired {
 		return false, err
 	}

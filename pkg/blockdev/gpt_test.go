@@ -177,7 +177,7 @@ func TestGrowCutOff(t *testing.T) {
 		}
 		if table.Damaged {
 			damaged++
-			if repaired, err := Repair(d, sectorSize); err != nil || !repaired {
+			if repaired, err := Repair(d, sectorSize, "6c0a1d2e-0000-4000-8000-000000000002"); err != nil || !repaired {
 				t.Errorf("after %d sectors: Repair() = %v, %v", cut, repaired, err)
 			}
 		}
@@ -218,5 +218,35 @@ func TestReadTable(t *testing.T) {
 	want := Partition{Number: 6, Name: "CAIRN_DATA", UUID: "6c0a1d2e-0000-4000-8000-000000000006", Start: 48 * mib, Size: 7 * mib}
 	if diff := cmp.Diff(want, table.Partitions[5]); diff != "" || len(table.Partitions) != 7 || table.Damaged {
 		t.Errorf("ReadTable() = %+v (-want +got of the sixth):\n%s", table, diff)
+	}
+}
+
+// TestRepairLeavesOtherDisksAlone: the backup of an old table may survive at the end of a disk that holds other data.
+func TestRepairLeavesOtherDisksAlone(t *testing.T) {
+	const bootPart = "6c0a1d2e-0000-4000-8000-000000000002"
+	torn := func() *memDisk {
+		d := flashed(t, 64*mib)
+		delete(d.sectors, 1) // the primary header
+		return d
+	}
+	luks := torn()
+	luks.sectors[0] = [sectorSize]byte{'L', 'U', 'K', 'S', 0xba, 0xbe}
+	tests := []struct {
+		name     string
+		disk     *memDisk
+		partUUID string
+		want     bool
+	}{
+		{"the boot disk", torn(), bootPart, true},
+		{"another disk", torn(), "00000000-0000-4000-8000-000000000002", false},
+		{"encrypted as a whole", luks, bootPart, false},
+		{"not torn", flashed(t, 64*mib), bootPart, false},
+	}
+	for _, tt := range tests {
+		tt.disk.log = nil
+		got, err := Repair(tt.disk, sectorSize, tt.partUUID)
+		if err != nil || got != tt.want || (len(tt.disk.log) > 0) != tt.want {
+			t.Errorf("%s: Repair() = %v, %v with %d writes; want %v", tt.name, got, err, len(tt.disk.log), tt.want)
+		}
 	}
 }

@@ -18,8 +18,8 @@ type Finder struct {
 	Logf guard.Logf
 	// Scan lists the block devices with their names and GUIDs.
 	Scan func() ([]blockdev.Device, error)
-	// Repair mends a torn partition table when the disk has one, and reports whether it did.
-	Repair func(disk string) (bool, error)
+	// Repair mends a torn partition table when the disk has one that lists the partition, and reports whether it did.
+	Repair func(disk, partUUID string) (bool, error)
 	// Changed is sent to when devices may have appeared.
 	Changed <-chan struct{}
 	// Remind is how often the console hears what is waited for, and how often sysfs is read without an event.
@@ -46,19 +46,19 @@ func (f *Finder) Find(ctx context.Context, partUUID string) (disk string, device
 		case <-f.Changed:
 		case <-tick.C:
 			f.Logf("waiting for the disk with partition %s; disks so far: %s", partUUID, names(devices))
-			f.repair(devices, repaired)
+			f.repair(devices, partUUID, repaired)
 		}
 	}
 }
 
 // repair mends disks that show no partitions: Linux ignores the backup of a table that a power cut tore.
-func (f *Finder) repair(devices []blockdev.Device, tried map[string]bool) {
+func (f *Finder) repair(devices []blockdev.Device, partUUID string, tried map[string]bool) {
 	for _, d := range devices {
 		if d.Number != 0 || d.Virtual || d.Size == 0 || tried[d.Name] || hasPartitions(devices, d.Name) {
 			continue
 		}
 		tried[d.Name] = true
-		switch did, err := f.Repair(d.Name); {
+		switch did, err := f.Repair(d.Name, partUUID); {
 		case err != nil:
 			f.Logf("%s has no partition table that can be used: %v", d.Path(), err)
 		case did:

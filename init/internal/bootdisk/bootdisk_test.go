@@ -24,7 +24,7 @@ func finder(states ...[]blockdev.Device) (*Finder, *strings.Builder) {
 	return &Finder{
 		Logf:   func(format string, args ...any) { fmt.Fprintf(&out, format+"\n", args...) },
 		Scan:   func() ([]blockdev.Device, error) { n++; return states[min(n, len(states))-1], nil },
-		Repair: func(string) (bool, error) { return false, nil },
+		Repair: func(string, string) (bool, error) { return false, nil },
 		Remind: time.Millisecond,
 	}, &out
 }
@@ -62,15 +62,15 @@ func TestFindRefusesCopies(t *testing.T) {
 func TestFindRepairs(t *testing.T) {
 	f, out := finder([]blockdev.Device{disk, loop})
 	var tried []string
-	f.Repair = func(name string) (bool, error) {
-		tried = append(tried, name)
+	f.Repair = func(name, partUUID string) (bool, error) {
+		tried = append(tried, name+" for "+partUUID)
 		f.Scan = func() ([]blockdev.Device, error) { return []blockdev.Device{disk, partition}, nil }
 		return true, nil
 	}
 	if got, _, err := f.Find(t.Context(), "aa"); got != "vda" || err != nil {
 		t.Errorf("Find() = %q, %v; want vda", got, err)
 	}
-	if len(tried) != 1 || tried[0] != "vda" || !strings.Contains(out.String(), "restored from its backup") {
+	if len(tried) != 1 || tried[0] != "vda for aa" || !strings.Contains(out.String(), "restored from its backup") {
 		t.Errorf("repaired %v and said %q; want vda once", tried, out)
 	}
 }
