@@ -7,8 +7,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,10 +28,9 @@ type output struct {
 	max  int64
 	logf func(format string, args ...any)
 
-	mu   sync.Mutex // guards all below
+	mu   sync.Mutex // guards all below, and the tails of the streams
 	file *os.File   // nil after Close or a failed rotation
 	size int64
-	tail []string
 	said bool
 }
 
@@ -52,7 +53,7 @@ func (o *output) open() error {
 	return nil
 }
 
-// Close closes the file; later lines only reach the tail.
+// Close closes the file; later lines only reach the tails.
 func (o *output) Close() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -64,21 +65,8 @@ func (o *output) Close() error {
 	return err
 }
 
-// last returns at most n of the newest lines, without timestamps.
-func (o *output) last(n int) []string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return append([]string{}, o.tail[max(0, len(o.tail)-n):]...)
-}
-
-// line takes one line without its end.
+// line takes one line without its end. mu is held.
 func (o *output) line(b []byte) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if len(o.tail) == tailLines {
-		o.tail = append(o.tail[:0], o.tail[1:]...)
-	}
-	o.tail = append(o.tail, string(b))
 	if err := o.write(b); err != nil && !o.said {
 		o.said = true
 		o.logf("supervise: %v (said once)", err)
@@ -124,10 +112,11 @@ func (o *output) rotate() error {
 // the next write or Close does not glue to another's.
 func (o *output) stream() *stream { return &stream{o: o} }
 
-// stream cuts a process's output into lines. One goroutine writes.
+// stream cuts the output of one run of a service into lines. One goroutine writes.
 type stream struct {
 	o    *output
 	part []byte
+	tail []string // the newest lines; guarded by o.mu
 }
 
 var _ io.WriteCloser = (*stream)(nil)
@@ -144,21 +133,58 @@ func (s *stream) Write(b []byte) (int, error) {
 			b = b[i+1:]
 		}
 		for len(s.part) > maxLine {
-			s.o.line(s.part[:maxLine])
+			s.line(s.part[:maxLine])
 			s.part = append(s.part[:0], s.part[maxLine:]...)
 		}
 		if i >= 0 {
-			s.o.line(s.part)
+			s.line(s.part)
 			s.part = s.part[:0]
 		}
 	}
 	return n, nil
 }
 
+// line takes one line without its end.
+func (s *stream) line(b []byte) {
+	s.o.mu.Lock()
+	defer s.o.mu.Unlock()
+	if len(s.tail) == tailLines {
+		s.tail = append(s.tail[:0], s.tail[1:]...)
+	}
+	s.tail = append(s.tail, string(b))
+	s.o.line(b)
+}
+
+// last returns at most n of the run's newest lines, without timestamps. A nil stream has none.
+func (s *stream) last(n int) []string {
+	if s == nil {
+		return nil
+	}
+	s.o.mu.Lock()
+	defer s.o.mu.Unlock()
+	return append([]string{}, s.tail[max(0, len(s.tail)-n):]...)
+}
+
+// consoleWidth is how much of a line of output goes to the console, in bytes: a serial one takes a millisecond per ten.
+const consoleWidth = 400
+
+// consoleLine makes a line of a service's output fit for the console: short, and without what moves its cursor.
+func consoleLine(line string) string {
+	if len(line) > consoleWidth {
+		line = strings.ToValidUTF8(line[:consoleWidth], "") + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, line)
+}
+
 // Close writes an unfinished last line. It is called when the pipe has ended.
 func (s *stream) Close() error {
 	if len(s.part) > 0 {
-		s.o.line(s.part)
+		s.line(s.part)
 		s.part = nil
 	}
 	return nil

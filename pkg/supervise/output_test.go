@@ -52,10 +52,10 @@ func TestOutputIsBounded(t *testing.T) {
 	if err != nil || !strings.HasSuffix(string(newest), "line 999\n") {
 		t.Errorf("the newest line is not last: %v", err)
 	}
-	if got, want := o.last(3), []string{"line 997", "line 998", "line 999"}; !slices.Equal(got, want) {
+	if got, want := s.last(3), []string{"line 997", "line 998", "line 999"}; !slices.Equal(got, want) {
 		t.Errorf("last(3) = %q; want %q", got, want)
 	}
-	if n := len(o.last(1000)); n != tailLines {
+	if n := len(s.last(1000)); n != tailLines {
 		t.Errorf("%d lines in memory; want %d", n, tailLines)
 	}
 }
@@ -83,7 +83,7 @@ func TestOutputGoesOnWithoutItsFile(t *testing.T) {
 	if len(said) != 1 {
 		t.Errorf("said %q; want one line", said)
 	}
-	if got := o.last(1); len(got) != 1 || !strings.HasSuffix(got[0], "9") {
+	if got := s.last(1); len(got) != 1 || !strings.HasSuffix(got[0], "9") {
 		t.Errorf("last(1) = %q", got)
 	}
 }
@@ -97,4 +97,29 @@ func openTestOutput(t *testing.T, max int64) (*output, string) {
 	}
 	t.Cleanup(func() { o.Close() })
 	return o, path
+}
+
+// TestTailIsOfOneRun: what an earlier instance said must not be printed again when a later one dies in silence.
+func TestTailIsOfOneRun(t *testing.T) {
+	o, _ := openTestOutput(t, 1<<20)
+	first := o.stream()
+	fmt.Fprintln(first, "first")
+	second := o.stream()
+	fmt.Fprintln(first, "a child of the first still talks")
+	if got := second.last(5); len(got) != 0 {
+		t.Errorf("last() of a silent run = %q; want nothing", got)
+	}
+	fmt.Fprintln(second, "second")
+	if got, want := second.last(5), []string{"second"}; !slices.Equal(got, want) {
+		t.Errorf("last() = %q; want %q", got, want)
+	}
+}
+
+func TestConsoleLine(t *testing.T) {
+	if got, want := consoleLine("bad \x1b[2Jname\r"), "bad  [2Jname "; got != want {
+		t.Errorf("consoleLine() = %q; want %q", got, want)
+	}
+	if got := consoleLine(strings.Repeat("é", maxLine)); len(got) > consoleWidth+len("…") || !strings.HasSuffix(got, "é…") {
+		t.Errorf("consoleLine() of a long line has %d bytes and ends in %q", len(got), got[len(got)-6:])
+	}
 }

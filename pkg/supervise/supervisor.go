@@ -144,8 +144,8 @@ func (s *Supervisor) act(u *unit, a action) []action {
 	case actLog:
 		s.opt.Logf("supervise: %s", a.text)
 	case actTail:
-		for _, line := range u.out.last(crashLines) {
-			s.opt.Logf("supervise: %s | %s", u.m.svc.Name, line)
+		for _, line := range u.stream.last(crashLines) {
+			s.opt.Logf("supervise: %s | %s", u.m.svc.Name, consoleLine(line))
 		}
 	}
 	return nil
@@ -273,13 +273,15 @@ func (s *Supervisor) Status() []status.Process {
 	return out
 }
 
-// Tail returns the last lines (at most 20) of a service's output.
+// Tail returns the last lines (at most 20) that a service's newest run has printed.
 func (s *Supervisor) Tail(name string) ([]string, error) {
-	u, err := s.unit(name) // units never change: no lock
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u, err := s.unit(name)
 	if err != nil {
 		return nil, err
 	}
-	return u.out.last(tailLines), nil
+	return u.stream.last(tailLines), nil
 }
 
 // tellChanges calls OnChange outside the lock.
