@@ -95,7 +95,7 @@ func (b *Backend) prepare(ctx context.Context) error {
 	for i, query := range schema {
 		statements[i] = newStatement(query)
 	}
-	if _, err := b.writer.do(ctx, b.stopped, 0, statements...); err != nil {
+	if _, err := b.writer.do(ctx, b.stopped, write{statements: statements}); err != nil {
 		return fmt.Errorf("create schema: %w", err)
 	}
 	if err := b.readMeta(ctx); err != nil {
@@ -270,7 +270,14 @@ func (b *Backend) write(ctx context.Context, key string, value []byte, query str
 	if key == "" {
 		return outcome{}, rpctypes.ErrGRPCEmptyKey
 	}
-	out, err := b.writer.do(ctx, b.stopped, len(key)+len(value), newStatement(query, args...))
+	out, err := b.writer.do(ctx, b.stopped, write{
+		statements: []statement{newStatement(query, args...)}, bytes: len(key) + len(value), revises: true,
+	})
+	if err == nil && !out.changed {
+		// The row that failed the comparison may be of a write whose outcome
+		// was lost. Who is refused because of it must be able to read it.
+		err = b.observe(ctx)
+	}
 	return out, toEtcd(err)
 }
 

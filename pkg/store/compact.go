@@ -29,7 +29,7 @@ func (b *Backend) Compact(ctx context.Context, revision int64) (int64, error) {
 	}
 	// Synced watches get what they are owed before it can go.
 	b.feed.waitPublished(ctx, revision)
-	if _, err := b.writer.do(ctx, b.stopped, 0, newStatement(sqlCompact, revision)); err != nil {
+	if _, err := b.writer.do(ctx, b.stopped, write{statements: []statement{newStatement(sqlCompact, revision)}}); err != nil {
 		return current, toEtcd(err)
 	}
 	advance(&b.compacted, revision)
@@ -77,10 +77,11 @@ func (b *Backend) retain(ctx context.Context) {
 func (b *Backend) sweep(ctx context.Context) error {
 	for to := b.compacted.Load(); b.swept < to && ctx.Err() == nil; {
 		next := min(b.swept+sweepStep, to)
-		_, err := b.writer.do(ctx, b.stopped, 0,
+		_, err := b.writer.do(ctx, b.stopped, write{statements: []statement{
 			newStatement(sqlSweepReplaced, b.swept, next),
 			newStatement(sqlSweepTombstones, b.swept, next),
-			newStatement(sqlSwept, next))
+			newStatement(sqlSwept, next),
+		}})
 		if err != nil {
 			return fmt.Errorf("sweep %d-%d: %w", b.swept, next, err)
 		}

@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"context"
 	"database/sql"
+	"fmt"
 	"time"
 )
 
@@ -39,38 +40,72 @@ func (a *agenda) Pop() any {
 // write of the key replaces its lease, because the deletion compares revisions.
 func (b *Backend) expire(ctx context.Context) {
 	var list agenda
-	from := b.current.Load() + 1
-	err := b.reader.each(ctx, sqlLeased, nil, func(rows *sql.Rows) error {
-		var name []byte
-		var revision, lease int64
-		err := rows.Scan(&revision, &name, &lease)
-		heap.Push(&list, newDue(string(name), revision, lease))
-		return err
-	})
-	if err != nil && ctx.Err() == nil {
-		b.log.Error("store: read leases; keys written before now will not expire", "error", err)
+	for {
+		err := b.expireWatching(ctx, &list)
+		if ctx.Err() != nil {
+			return
+		}
+		b.log.Warn("store: leases are read again", "error", err)
+		timer := time.NewTimer(expireRetry)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
 	}
-	events, _ := b.feed.watch(ctx, keyRange{all: true, open: true}, from)
+}
+
+// expireWatching adds the leases that are in the database and those to come to
+// list, and deletes what is due. It returns when its watch ends.
+func (b *Backend) expireWatching(ctx context.Context, list *agenda) error {
+	from := b.current.Load() + 1
+	if err := b.readLeases(ctx, list); err != nil {
+		return fmt.Errorf("read leases: %w", err)
+	}
+	events, errs := b.feed.watch(ctx, keyRange{all: true, open: true}, from)
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
-		if len(list) > 0 {
-			timer.Reset(max(0, time.Until(list[0].at)))
+		if len(*list) > 0 {
+			timer.Reset(max(0, time.Until((*list)[0].at)))
 		}
 		select {
 		case batch, ok := <-events:
 			if !ok {
-				return
+				select {
+				case err := <-errs:
+					return fmt.Errorf("watch: %w", err)
+				default:
+					return errClosed
+				}
 			}
 			for _, e := range batch {
 				if !e.Delete && e.KV.Lease > 0 {
-					heap.Push(&list, newDue(e.KV.Key, e.KV.ModRevision, e.KV.Lease))
+					heap.Push(list, newDue(e.KV.Key, e.KV.ModRevision, e.KV.Lease))
 				}
 			}
 		case <-timer.C:
-			b.deleteDue(ctx, &list)
+			b.deleteDue(ctx, list)
 		}
 	}
+}
+
+// readLeases adds the leases in the database that list lacks.
+func (b *Backend) readLeases(ctx context.Context, list *agenda) error {
+	known := make(map[int64]bool, len(*list))
+	for _, d := range *list {
+		known[d.revision] = true
+	}
+	return b.reader.each(ctx, sqlLeased, nil, func(rows *sql.Rows) error {
+		var name []byte
+		var revision, lease int64
+		err := rows.Scan(&revision, &name, &lease)
+		if err == nil && !known[revision] {
+			heap.Push(list, newDue(string(name), revision, lease))
+		}
+		return err
+	})
 }
 
 func newDue(key string, revision, lease int64) due {

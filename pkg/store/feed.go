@@ -16,9 +16,10 @@ const (
 	// nobody announced: those of writes whose outcome was lost.
 	pollInterval = 5 * time.Second
 	// feedChunk and feedChunkBytes bound how many events are read before
-	// they are handed on.
+	// they are handed on. With watchBuffer they bound the memory of a watcher
+	// that reads slowly: 8 MiB.
 	feedChunk      = 256
-	feedChunkBytes = 1 << 20
+	feedChunkBytes = 128 << 10
 	// watchBuffer is how many chunks wait for a slow watcher before it is
 	// left to read from the database.
 	watchBuffer = 64

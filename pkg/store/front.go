@@ -91,6 +91,32 @@ func (s *Server) Put(ctx context.Context, r *etcdserverpb.PutRequest) (*etcdserv
 	return &etcdserverpb.PutResponse{Header: &etcdserverpb.ResponseHeader{Revision: rev}}, nil
 }
 
+// Range lists a page as of one revision and says so. kine's own (v0.16.4)
+// counts the rest after it has listed and tells the revision of the count: a
+// client that goes on from there, with the next page or a watch, misses what
+// was written in between.
+func (s *Server) Range(ctx context.Context, r *etcdserverpb.RangeRequest) (*etcdserverpb.RangeResponse, error) {
+	if r.Limit <= 0 || r.Revision != 0 || len(r.RangeEnd) == 0 || r.CountOnly {
+		return s.KVServerBridge.Range(ctx, r)
+	}
+	for {
+		at, err := s.backend.CurrentRevision(ctx)
+		if err != nil {
+			return nil, err
+		}
+		r.Revision = at
+		resp, err := s.KVServerBridge.Range(ctx, r)
+		if errors.Is(err, server.ErrCompacted) {
+			continue // The newest revision, only just.
+		}
+		if err != nil {
+			return nil, err
+		}
+		resp.Header.Revision = at
+		return resp, nil
+	}
+}
+
 // Watch serves one stream of watches. It ends with the server: kine's would
 // wait for the client to hang up.
 func (s *Server) Watch(stream etcdserverpb.Watch_WatchServer) error {

@@ -40,16 +40,25 @@ func newStatement(query string, args ...any) statement {
 	return st
 }
 
+// errAmbiguous marks a COMMIT that failed in a way that does not say whether
+// the transaction was written.
+var errAmbiguous = errors.New("outcome of the commit is unknown")
+
 // write is one request to the writer: statements that are applied together.
 type write struct {
-	ctx        context.Context
 	statements []statement
 	bytes      int
-	done       chan outcome // buffered, receives once
+	// revises says that a row the last statement inserts is a revision. Of
+	// other statements SQLite tells the id of an earlier insertion, be it one
+	// that was rolled back.
+	revises bool
+
+	ctx  context.Context
+	done chan outcome // buffered, receives once
 }
 
-// outcome is what became of a write: the id of the last row inserted and
-// whether the last statement changed anything.
+// outcome is what became of a write: whether the last statement changed
+// anything and, when the write revises, the revision.
 type outcome struct {
 	id      int64
 	changed bool
@@ -73,12 +82,12 @@ func newWriter(connector driver.Connector, log *slog.Logger, committed func(int6
 	return &writer{connector: connector, log: log, queue: make(chan *write, maxBatch), committed: committed}
 }
 
-// do hands statements to the writer and waits for the outcome. When ctx ends
-// first, the write may still happen.
-func (w *writer) do(ctx context.Context, stopped <-chan struct{}, bytes int, statements ...statement) (outcome, error) {
-	req := &write{ctx: ctx, statements: statements, bytes: bytes, done: make(chan outcome, 1)}
+// do hands req to the writer and waits for the outcome. When ctx ends first,
+// the write may still happen.
+func (w *writer) do(ctx context.Context, stopped <-chan struct{}, req write) (outcome, error) {
+	req.ctx, req.done = ctx, make(chan outcome, 1)
 	select {
-	case w.queue <- req:
+	case w.queue <- &req:
 	case <-ctx.Done():
 		return outcome{}, ctx.Err()
 	case <-stopped:
@@ -162,8 +171,8 @@ func (w *writer) apply(ctx context.Context, batch []*write) {
 			w.deliver(batch, outs)
 			return
 		}
-		if isLost(err) {
-			w.log.Warn("store: connection lost during a transaction", "writes", len(batch), "error", err)
+		if isLost(err) || errors.Is(err, errAmbiguous) {
+			w.log.Warn("store: outcome of a transaction is unknown", "writes", len(batch), "error", err)
 			for _, req := range batch {
 				req.done <- outcome{err: err}
 			}
@@ -178,8 +187,8 @@ func (w *writer) apply(ctx context.Context, batch []*write) {
 }
 
 func (w *writer) deliver(batch []*write, outs []outcome) {
-	for _, out := range outs {
-		if out.err == nil && out.changed && out.id > 0 {
+	for i, out := range outs {
+		if batch[i].revises && out.err == nil && out.changed {
 			w.committed(out.id)
 		}
 	}
@@ -216,7 +225,7 @@ func (w *writer) single(ctx context.Context, req *write) outcome {
 }
 
 // transaction applies the batch in one transaction. On error nothing was
-// written, unless isLost.
+// written, unless isLost or errAmbiguous.
 func (w *writer) transaction(ctx context.Context, batch []*write) ([]outcome, error) {
 	if _, err := w.exec(ctx, newStatement("BEGIN IMMEDIATE")); err != nil {
 		return nil, err
@@ -231,10 +240,18 @@ func (w *writer) transaction(ctx context.Context, batch []*write) ([]outcome, er
 			outs[i] = out
 		}
 	}
-	if _, err := w.exec(ctx, newStatement("COMMIT")); err != nil {
+	_, err := w.exec(ctx, newStatement("COMMIT"))
+	switch {
+	case err == nil:
+		return outs, nil
+	case isBusy(err) || isLost(err):
 		return nil, w.rollback(ctx, err)
+	default:
+		// Applied again, a create that was written would be told that its
+		// key exists.
+		w.drop()
+		return nil, fmt.Errorf("%w: %w", errAmbiguous, err)
 	}
-	return outs, nil
 }
 
 // rollback ends a failed transaction and returns its cause.

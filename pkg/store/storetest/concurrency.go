@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"context"
 	"fmt"
 	"strconv"
 	"sync"
@@ -67,6 +68,31 @@ var concurrency = []test{
 			wg.Go(func() { s.inOrder(w, from, first+writers*writes-1) })
 		}
 		wg.Wait()
+	}},
+	// A page's revision is what the next page and a watch go on from.
+	{"PageIsAsOfItsRevision", func(s *suite) {
+		rev := s.fill("/t/", 2)
+		ctx, cancel := context.WithCancel(s.ctx)
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		defer cancel()
+		wg.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				key := "/t/000"
+				resp := s.get(key)
+				s.mustUpdate(key, strconv.Itoa(n), resp.Kvs[0].ModRevision)
+			}
+		})
+		for range 200 {
+			page := s.list("/t/", clientv3.WithLimit(1))
+			again := s.list("/t/", clientv3.WithLimit(1), clientv3.WithRev(page.Header.Revision))
+			s.same("page at its revision", pairs(page), pairs(again))
+			if page.Header.Revision < rev || s.Failed() {
+				s.Errorf("revision of a page = %d; want no less than %d", page.Header.Revision, rev)
+				return
+			}
+			rev = page.Header.Revision
+		}
 	}},
 	{"ListThenWatchIsComplete", func(s *suite) {
 		const writes = 300
