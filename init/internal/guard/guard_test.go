@@ -7,10 +7,12 @@ import (
 	"testing"
 )
 
+func nilMap() map[string]int { return nil }
+
 func TestGo(t *testing.T) {
 	var logged string
 	logf := func(format string, args ...any) { logged += fmt.Sprintf(format, args...) + "\n" }
-	<-Go(logf, "hotplug", func() error { var m map[string]int; m["x"] = 1; return nil })
+	<-Go(logf, "hotplug", func() error { nilMap()["x"] = 1; return nil })
 	if !strings.HasPrefix(logged, "hotplug: a bug in init: assignment to entry in nil map") || !strings.Contains(logged, "guard_test.go") {
 		t.Errorf("a panic logged %q; want its name, value and stack", logged)
 	}

@@ -101,7 +101,7 @@ func checkTree(t *testing.T, r *Root) {
 			t.Errorf("%s: %v; want one with %q", name, err, want)
 		}
 	}
-	for link, want := range map[string]string{"usr/bin/sh": "busybox", "usr/bin/kubectl": "cairn-kube", "bin": "usr/bin", "usr/sbin/reboot": "../bin/busybox"} {
+	for link, want := range map[string]string{"usr/bin/sh": "busybox", "usr/bin/kubectl": "cairn-kube", "bin": "usr/bin", "usr/sbin/reboot": "init"} {
 		if got, err := os.Readlink(filepath.Join(r.Tree, link)); err != nil || got != want {
 			t.Errorf("%s -> %q, %v; want %q", link, got, err, want)
 		}
