@@ -35,8 +35,9 @@ const (
 func listen() <-chan os.Signal {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGUSR2, unix.SIGPWR)
-	// A write to a console that went away must not end PID 1.
-	signal.Ignore(unix.SIGPIPE, unix.SIGHUP)
+	// These would end PID 1: a write to a console that went away, or a slip of somebody's kill. They are taken and
+	// dropped, not ignored: what is ignored stays so in every process that init starts, down to the shells in pods.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE, unix.SIGHUP, unix.SIGQUIT, unix.SIGABRT)
 	return signals
 }
 
