@@ -174,8 +174,9 @@ func kill(target int, sig syscall.Signal) error {
 // copyGrace is how long Run waits, after the child's end, for output that a grandchild may still hold open.
 const copyGrace = 2 * time.Second
 
-// Run starts cmd and waits for it. When ctx ends first the child is killed and the error wraps ctx's. A child that did
-// not exit with 0 gives an *ExitError. Serve must be running.
+// Run starts cmd and waits for it. When ctx ends first the child is killed, with its process group if it leads one
+// (SysProcAttr.Setpgid or Setsid), and the error wraps ctx's. A child that did not exit with 0 gives an *ExitError.
+// Serve must be running.
 func (r *Reaper) Run(ctx context.Context, cmd *exec.Cmd) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("run %s: %w", cmd.Path, err)
@@ -189,7 +190,11 @@ func (r *Reaper) Run(ctx context.Context, cmd *exec.Cmd) error {
 	case <-p.Done():
 	case <-ctx.Done():
 		ctxErr = ctx.Err()
-		if err := p.Signal(unix.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		end := p.Signal
+		if a := cmd.SysProcAttr; a != nil && (a.Setsid || a.Setpgid && a.Pgid == 0) {
+			end = p.SignalGroup
+		}
+		if err := end(unix.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			return fmt.Errorf("run %s: %w", cmd.Path, errors.Join(ctxErr, err))
 		}
 		<-p.Done()

@@ -7,10 +7,8 @@ package system
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log"
 	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"time"
@@ -124,26 +122,6 @@ func orNone(s string) string {
 		return "none"
 	}
 	return s
-}
-
-// run runs a program of the root to its end. What it prints is in the error, and in the log when it succeeds.
-func (m *machine) run(ctx context.Context, argv ...string) error {
-	var out strings.Builder
-	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Env = append(baseEnv(), m.ownerEnv()...)
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err := m.reaper.Run(ctx, cmd)
-	text := strings.TrimSpace(out.String())
-	if err != nil {
-		if text != "" {
-			return fmt.Errorf("%w: %s", err, text)
-		}
-		return err
-	}
-	if text != "" {
-		m.log.Printf("%s: %s", argv[0], text)
-	}
-	return nil
 }
 
 func baseEnv() []string {
