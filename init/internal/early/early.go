@@ -29,6 +29,7 @@ const (
 	newRoot     = "/root-new"
 	verityName  = "cairn-root"
 	diskTimeout = 60 * time.Second // slow USB bridges take up to 30 s
+	readTimeout = 3 * time.Minute  // the kernel itself tries a command of a failing disk for minutes
 )
 
 // Mounts are the file systems that this stage needs; they move on to the next one.
@@ -87,8 +88,8 @@ func (s *stage) phases(line cmdline.Line) []sequence.Phase {
 			return err
 		}},
 		{Name: "boot disk", Run: s.findDisk, Timeout: diskTimeout + 5*time.Second},
-		{Name: "verity", Run: s.openRoot},
-		{Name: "root", Run: s.mountRoot},
+		{Name: "verity", Run: s.openRoot, Timeout: readTimeout},
+		{Name: "root", Run: s.mountRoot, Timeout: readTimeout},
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 // hotplug loads the drivers of the devices that are there and, from then on, of those that come; it also listens to
 // power buttons and to dm-verity's complaints.
 func (m *machine) hotplug(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx) // not the phase's, which ends with the phase: devices come and go until the end
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		return err
@@ -44,9 +45,6 @@ func (m *machine) hotplug(ctx context.Context) error {
 				m.background("hotplug", m.coldplug)
 			}
 		})
-		if ctx.Err() != nil {
-			return nil
-		}
 		return err
 	})
 	inputs, err := filepath.Glob("/dev/input/event*")

@@ -24,30 +24,34 @@ const (
 	// commandTimeout bounds run_cmd as a whole: a command that hangs must not keep a shop closed.
 	commandTimeout = 10 * time.Minute
 	networkTimeout = 30 * time.Second
+	// checkTimeout is for e2fsck on the largest and slowest disk that makes sense.
+	checkTimeout = 4 * time.Hour
 )
 
 // bootPhases is the boot, in order. Stop phases end on the emergency screen; the others are reported and passed over.
+// Each has a limit, generous for slow cards: the watchdog is fed meanwhile, so that a driver or a disk that hangs would
+// otherwise hold the machine for ever.
 func (m *machine) bootPhases() []sequence.Phase {
 	hardware := func() bool { return !m.opt.Container }
 	return []sequence.Phase{
-		{Name: "file systems", Run: m.mountPseudo, RunWhen: hardware},
-		{Name: "console", Run: m.setUpConsole, Policy: sequence.Report, RunWhen: hardware},
-		{Name: "release", Run: m.loadRelease, Policy: sequence.Report},
-		{Name: "watchdog", Run: m.armWatchdog, Policy: sequence.Report, RunWhen: hardware},
-		{Name: "hotplug", Run: m.hotplug, Policy: sequence.Report, RunWhen: hardware},
-		{Name: "boot disk", Run: m.findBootDisk, RunWhen: hardware},
-		{Name: "data", Run: m.mountData, RunWhen: hardware},
-		{Name: "directories", Run: m.makeDirectories},
-		{Name: "etc", Run: m.mountEtc, RunWhen: hardware},
-		{Name: "config", Run: m.loadConfig},
-		{Name: "modules", Run: m.loadModules, Policy: sequence.Report, RunWhen: hardware},
-		{Name: "hostname", Run: m.setHostname, Policy: sequence.Report},
-		{Name: "sysctls", Run: m.setSysctls, Policy: sequence.Report},
-		{Name: "files", Run: m.writeFiles, Policy: sequence.Report},
-		{Name: "ssh keys", Run: m.setUpSSH, Policy: sequence.Report},
-		{Name: "network", Run: m.startNetwork, Policy: sequence.Report},
+		{Name: "file systems", Run: m.mountPseudo, Timeout: time.Minute, RunWhen: hardware},
+		{Name: "console", Run: m.setUpConsole, Timeout: 30 * time.Second, Policy: sequence.Report, RunWhen: hardware},
+		{Name: "release", Run: m.loadRelease, Timeout: 30 * time.Second, Policy: sequence.Report},
+		{Name: "watchdog", Run: m.armWatchdog, Timeout: 30 * time.Second, Policy: sequence.Report, RunWhen: hardware},
+		{Name: "hotplug", Run: m.hotplug, Timeout: 2 * time.Minute, Policy: sequence.Report, RunWhen: hardware},
+		{Name: "boot disk", Run: m.findBootDisk, Timeout: time.Minute, RunWhen: hardware},
+		{Name: "data", Run: m.mountData, Timeout: checkTimeout, RunWhen: hardware},
+		{Name: "directories", Run: m.makeDirectories, Timeout: time.Minute},
+		{Name: "etc", Run: m.mountEtc, Timeout: 30 * time.Second, RunWhen: hardware},
+		{Name: "config", Run: m.loadConfig, Timeout: time.Minute},
+		{Name: "modules", Run: m.loadModules, Timeout: 2 * time.Minute, Policy: sequence.Report, RunWhen: hardware},
+		{Name: "hostname", Run: m.setHostname, Timeout: time.Minute, Policy: sequence.Report},
+		{Name: "sysctls", Run: m.setSysctls, Timeout: time.Minute, Policy: sequence.Report},
+		{Name: "files", Run: m.writeFiles, Timeout: 2 * time.Minute, Policy: sequence.Report},
+		{Name: "ssh keys", Run: m.setUpSSH, Timeout: 2 * time.Minute, Policy: sequence.Report},
+		{Name: "network", Run: m.startNetwork, Timeout: networkTimeout + 30*time.Second, Policy: sequence.Report},
 		{Name: "commands", Run: m.runCommands, Policy: sequence.Report, Timeout: commandTimeout},
-		{Name: "services", Run: m.startServices},
+		{Name: "services", Run: m.startServices, Timeout: time.Minute},
 	}
 }
 
@@ -122,6 +126,11 @@ func (m *machine) loadModules(context.Context) error {
 // setSysctls applies the defaults, then the owner's. In a container many are not ours to set, which is said and no
 // failure.
 func (m *machine) setSysctls(context.Context) error {
+	if !m.opt.Container {
+		if err := setFileLimits(softFiles, hardFiles); err != nil {
+			m.log.Print(err)
+		}
+	}
 	settings := sysctl.Defaults()
 	for key, value := range m.config.Cairn.Sysctls {
 		settings = append(settings, sysctl.Setting{Key: key, Value: value})

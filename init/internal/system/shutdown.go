@@ -57,7 +57,7 @@ func (m *machine) shutdownPhases() []sequence.Phase {
 			unix.Sync()
 			return err
 		}},
-		{Name: "disarm watchdog", Policy: sequence.Report, RunWhen: func() bool { return m.disarm != nil }, Run: func(context.Context) error {
+		{Name: "disarm watchdog", Policy: sequence.Report, Timeout: 10 * time.Second, RunWhen: func() bool { return m.disarm != nil }, Run: func(context.Context) error {
 			return m.disarm()
 		}},
 	}

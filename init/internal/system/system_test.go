@@ -44,6 +44,9 @@ func TestPhases(t *testing.T) {
 		m := &machine{opt: Options{Container: container}}
 		for _, list := range [][]sequence.Phase{m.bootPhases(), m.shutdownPhases()} {
 			for _, p := range list {
+				if p.Timeout == 0 {
+					t.Errorf("phase %s may hang for ever", p.Name)
+				}
 				b.WriteString(p.Name + " " + p.Policy.String())
 				if p.RunWhen != nil && !p.RunWhen() {
 					b.WriteString(" skipped")
