@@ -98,6 +98,7 @@ func syntax(file string, data []byte, err error) Problem {
 		p.Line = 0
 	case strings.Contains(text, "exceeded max depth"):
 		text = "nested too deeply"
+		p.Line = deepLine(data)
 	case tabIndented(data, p.Line):
 		text = "indented with a tab; use spaces"
 	default:
@@ -187,4 +188,29 @@ func kind(n *yaml.Node) string {
 		return "a number"
 	}
 	return "text"
+}
+
+// deepLine is the first line at which more than maxDepth collections are open; the YAML parser refuses such documents
+// without saying where. Brackets inside of quoted text count as well: a document this deep holds nothing but brackets,
+// dashes or indentation, so that the first line is near enough when none stands out.
+func deepLine(data []byte) int {
+	open := 0
+	for i, line := range bytes.Split(data, []byte("\n")) {
+		dashes := len(line) - len(bytes.TrimLeft(line, "- ?"))
+		if dashes/2 > maxDepth {
+			return i + 1
+		}
+		for _, c := range line {
+			switch c {
+			case '[', '{':
+				open++
+			case ']', '}':
+				open--
+			}
+			if open > maxDepth {
+				return i + 1
+			}
+		}
+	}
+	return 1
 }

@@ -105,11 +105,21 @@ func (c *Cluster) DeployHello(ctx context.Context, image string) error {
 		Type: corev1.ServiceTypeNodePort, Selector: labels,
 		Ports: []corev1.ServicePort{{Port: 80, TargetPort: intstr.FromInt32(8080), NodePort: HelloPort}},
 	}}
-	if _, err := c.AppsV1().Deployments(namespace).Create(ctx, deployment, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("create deployment %s: %w", helloName, err)
+	// Not "create, unless it exists": the API server looks at the node port
+	// first, and reports that as taken.
+	if _, err := c.AppsV1().Deployments(namespace).Get(ctx, helloName, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+		if _, err := c.AppsV1().Deployments(namespace).Create(ctx, deployment, metav1.CreateOptions{}); err != nil {
+			return fmt.Errorf("create deployment %s: %w", helloName, err)
+		}
+	} else if err != nil {
+		return err
 	}
-	if _, err := c.CoreV1().Services(namespace).Create(ctx, service, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("create service %s: %w", helloName, err)
+	if _, err := c.CoreV1().Services(namespace).Get(ctx, helloName, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+		if _, err := c.CoreV1().Services(namespace).Create(ctx, service, metav1.CreateOptions{}); err != nil {
+			return fmt.Errorf("create service %s: %w", helloName, err)
+		}
+	} else if err != nil {
+		return err
 	}
 	return nil
 }
