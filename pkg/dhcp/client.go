@@ -32,26 +32,26 @@ const (
 	minRetry     = 60 * time.Second // between two renewals, RFC 2131 section 4.4.5
 )
 
-// Run keeps a lease until ctx ends. It calls changed with each lease it gets or has renewed and with nil when the lease
-// is lost: expired or taken away. When ctx ends the lease stays what it is; nothing is sent, for a machine that comes back
+// Run keeps a lease until ctx ends. It calls changed with each lease it gets or has renewed, and with nil and the reason
+// when the lease is lost: ErrExpired when no server answered in time, another error when one took it away. When ctx ends the lease stays what it is; nothing is sent, for a machine that comes back
 // shall find its address.
 //
 //	discover ──ack──> bound ──T1──> renewing ──T2──> rebinding
 //	   ^                ^───────ack───────┴──────────────┤
 //	   └──────────────────────nak, expiry────────────────┘
-func (c *Client) Run(ctx context.Context, changed func(*Lease)) error {
+func (c *Client) Run(ctx context.Context, changed func(*Lease, error)) error {
 	for {
 		lease, err := c.obtain(ctx)
 		if err != nil {
 			return err
 		}
 		c.Want = lease.Address.Addr()
-		changed(lease)
-		c.keep(ctx, lease, changed)
+		changed(lease, nil)
+		lost := c.keep(ctx, lease, changed)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		changed(nil)
+		changed(nil, lost)
 	}
 }
 
@@ -104,23 +104,24 @@ func (c *Client) discover(ctx context.Context) (*Lease, error) {
 	return lease, nil
 }
 
-// keep holds the lease and returns when it is lost or ctx ends.
-func (c *Client) keep(ctx context.Context, lease *Lease, changed func(*Lease)) {
+// keep holds the lease and returns, with the reason, when it is lost or ctx ends.
+func (c *Client) keep(ctx context.Context, lease *Lease, changed func(*Lease, error)) error {
 	for {
 		next, err := c.extend(ctx, lease)
 		switch {
 		case ctx.Err() != nil:
-			return
+			return ctx.Err()
 		case err != nil:
 			c.Logger.Warn("DHCP lease lost", "interface", c.Interface, "address", lease.Address, "error", err)
-			return
+			return err
 		}
 		lease = next
-		changed(lease)
+		changed(lease, nil)
 	}
 }
 
-var errExpired = errors.New("expired before a server extended it")
+// ErrExpired says that a lease ended because no server extended it.
+var ErrExpired = errors.New("expired before a server extended it")
 
 // extend waits for T1 and then asks until a server answers or the lease ends.
 func (c *Client) extend(ctx context.Context, lease *Lease) (*Lease, error) {
@@ -138,7 +139,7 @@ func (c *Client) extend(ctx context.Context, lease *Lease) (*Lease, error) {
 			end, server = lease.Expire, netip.Addr{}
 		}
 		if age() >= lease.Expire {
-			return nil, errExpired
+			return nil, ErrExpired
 		}
 		start := age()
 		next, err := c.request(ctx, lease, server, end-start)

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -274,21 +275,25 @@ func routes4(t *testing.T, name string) []string {
 	return all
 }
 
-// start runs n until the test ends.
-func start(t *testing.T, n *Network) {
+// start runs n until the test ends, or until the function it returns is called.
+func start(t *testing.T, n *Network) (stop func()) {
 	t.Helper()
-	done := make(chan error, 1)
-	go func() { done <- n.Run(t.Context()) }()
-	t.Cleanup(func() {
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		n.Run(ctx)
+	}()
+	stop = func() {
+		cancel()
 		select {
-		case err := <-done:
-			if err != nil {
-				t.Errorf("Run: %v", err)
-			}
+		case <-done:
 		case <-time.After(10 * time.Second):
 			t.Error("Run did not end with its context")
 		}
-	})
+	}
+	t.Cleanup(stop)
+	return stop
 }
 
 func testOptions(t *testing.T) Options {

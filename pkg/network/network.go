@@ -3,6 +3,9 @@
 //
 // It manages the interfaces that the configuration names, or every wired one when it names none, and touches no other:
 // the links of Kubernetes are not its business. IPv6 autoconfiguration is left to the kernel.
+//
+// A machine whose router or cable is gone must still run its pods, and those need an address. So the last lease of each
+// interface is kept across reboots, and is used again for as long as no DHCP server answers; see fallback.go.
 package network
 
 import (
@@ -11,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -32,8 +36,11 @@ type Options struct {
 	FallbackDNS []string
 	// ResolvConf is the file to write; "": /etc/resolv.conf.
 	ResolvConf string
-	// LeaseDir holds <interface>.json for diagnosis; "": nothing is written.
+	// LeaseDir keeps the last lease of each interface, as <interface>.json, for boots at which no DHCP server answers; "":
+	// nothing is kept.
 	LeaseDir string
+	// FallbackAfter is how long a boot waits for anything better than a kept lease; 0: 10 s.
+	FallbackAfter time.Duration
 }
 
 // Network is the machine's network. One goroutine, that of Run, owns the ports; the rest is guarded by mu.
@@ -44,6 +51,9 @@ type Network struct {
 	ports   map[int]*port // by link index; owned by Run
 	leases  chan leaseEvent
 	clients sync.WaitGroup
+
+	overdue <-chan time.Time // tells when FallbackAfter is over
+	late    bool             // that it is; owned by Run
 
 	isReady bool          // owned by Run
 	ready   chan struct{} // closed when the machine can be reached
@@ -64,13 +74,17 @@ type leaseEvent struct {
 	index   int
 	session int
 	lease   *dhcp.Lease
-	expired bool // from the port's timer instead of its client
+	lost    error // why there is no lease
+	expired bool  // from the port's timer instead of its client
 }
 
 // New prepares the network of cfg; Run brings it up.
 func New(cfg config.Network, o Options) (*Network, error) {
 	if o.ResolvConf == "" {
 		o.ResolvConf = "/etc/resolv.conf"
+	}
+	if o.FallbackAfter == 0 {
+		o.FallbackAfter = fallbackAfter
 	}
 	plans, err := newPlans(cfg.Interfaces)
 	if err != nil {
@@ -82,49 +96,69 @@ func New(cfg config.Network, o Options) (*Network, error) {
 	}, nil
 }
 
-// Run keeps the network until ctx ends, and then leaves all addresses and routes in place. It returns an error only
-// when the kernel cannot be asked at all.
-func (n *Network) Run(ctx context.Context) error {
+// Run keeps the network until ctx ends, and then leaves all addresses and routes in place. Whatever fails is tried again:
+// nobody is there who could start it anew.
+func (n *Network) Run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer n.clients.Wait()
 	defer cancel()
-	if err := loopbackUp(); err != nil {
-		return err
-	}
-	n.writeResolvConf()
+	late := time.NewTimer(n.options.FallbackAfter)
+	defer late.Stop()
+	n.overdue = late.C
+	said := ""
 	for {
-		if err := n.watch(ctx); err != nil {
-			return err
+		err := recovered(func() error { return n.watch(ctx) })
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			err = errors.New("lost the kernel's events")
+		}
+		if err.Error() != said { // once, and not in each second
+			said = err.Error()
+			n.options.Logger.Warn("asking the kernel for the network again", "error", err)
 		}
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-time.After(time.Second): // events were lost: start over, but not in a tight loop
-			n.options.Logger.Warn("lost the kernel's network events; asking again")
+			return
+		case <-time.After(time.Second): // not in a tight loop
 		}
 	}
 }
 
+// recovered makes a panic an error: this runs in PID 1, and some of what is parsed comes from the network.
+func recovered(do func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("a bug: %v\n%s", v, debug.Stack())
+		}
+	}()
+	return do()
+}
+
 // watch follows the kernel until ctx ends or events are lost.
 func (n *Network) watch(ctx context.Context) error {
+	if err := loopbackUp(); err != nil {
+		return err
+	}
+	n.writeResolvConf()
 	done := make(chan struct{})
+	defer close(done)
 	links, addrs, routes := make(chan netlink.LinkUpdate, 64), make(chan netlink.AddrUpdate, 64), make(chan netlink.RouteUpdate, 64)
 	const buffer = 1 << 20 // Kubernetes makes and removes links in bursts
-	err := errors.Join(
-		netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{ReceiveBufferSize: buffer}),
-		netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{ReceiveBufferSize: buffer}),
-		netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{ReceiveBufferSize: buffer, ListExisting: true}),
-	)
-	defer func() {
-		close(done)
-		// The library's goroutines may hang in a send; each closes its channel when it ends.
-		go drain(links)
-		go drain(addrs)
-		go drain(routes)
-	}()
-	if err != nil {
-		return fmt.Errorf("subscribe to network events: %w", err)
+	// The library's goroutines may hang in a send when this returns; each closes its channel when it ends.
+	if err := netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{ReceiveBufferSize: buffer}); err != nil {
+		return fmt.Errorf("subscribe to addresses: %w", err)
 	}
+	defer func() { go drain(addrs) }()
+	if err := netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{ReceiveBufferSize: buffer}); err != nil {
+		return fmt.Errorf("subscribe to routes: %w", err)
+	}
+	defer func() { go drain(routes) }()
+	if err := netlink.LinkSubscribeWithOptions(links, done, netlink.LinkSubscribeOptions{ReceiveBufferSize: buffer, ListExisting: true}); err != nil {
+		return fmt.Errorf("subscribe to links: %w", err)
+	}
+	defer func() { go drain(links) }()
 	n.forgetGone()
 	for {
 		ok := true
@@ -141,6 +175,9 @@ func (n *Network) watch(ctx context.Context) error {
 			n.checkReady()
 		case event := <-n.leases:
 			n.leaseChanged(ctx, event)
+		case <-n.overdue:
+			n.late = true
+			n.checkReady()
 		}
 		if !ok {
 			return nil
@@ -165,7 +202,6 @@ func (n *Network) forgetGone() {
 func (n *Network) drop(p *port) {
 	p.stop()
 	delete(n.ports, p.index)
-	n.forgetLease(p)
 	n.publish()
 	n.writeResolvConf()
 	n.options.Logger.Info("interface is gone", "interface", p.name)
@@ -189,6 +225,7 @@ func (n *Network) linkChanged(ctx context.Context, update netlink.LinkUpdate) {
 			return
 		}
 		p = &port{index: attrs.Index, name: attrs.Name, plan: plan}
+		n.loadLease(p)
 		n.ports[p.index] = p
 		n.options.Logger.Info("managing interface", "interface", p.name, "plan", plan.String())
 	}
@@ -242,17 +279,30 @@ func (n *Network) startClient(ctx context.Context, p *port) {
 	ctx, p.cancel = context.WithCancel(ctx)
 	p.session++
 	client := &dhcp.Client{Interface: p.name, Hostname: n.options.Hostname, Logger: n.options.Logger}
-	if p.lease != nil {
+	switch {
+	case p.lease != nil:
 		client.Want = p.lease.Address.Addr()
+	case p.kept != nil:
+		client.Want = p.kept.Address.Addr()
 	}
 	event := leaseEvent{index: p.index, session: p.session}
 	n.clients.Go(func() {
-		err := client.Run(ctx, func(l *dhcp.Lease) {
-			event.lease = l
-			n.send(ctx, event)
-		})
-		if ctx.Err() == nil {
-			n.options.Logger.Error("DHCP client ended", "interface", client.Interface, "error", err)
+		for {
+			err := recovered(func() error {
+				return client.Run(ctx, func(l *dhcp.Lease, lost error) {
+					event.lease, event.lost = l, lost
+					n.send(ctx, event)
+				})
+			})
+			if ctx.Err() != nil {
+				return
+			}
+			n.options.Logger.Error("DHCP client ended; starting it again", "interface", client.Interface, "error", err)
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(time.Minute):
+			}
 		}
 	})
 }
@@ -270,27 +320,35 @@ func (n *Network) leaseChanged(ctx context.Context, event leaseEvent) {
 	case p == nil:
 		return
 	case event.expired:
-		if p.lease == nil || time.Since(p.lease.Obtained) < p.lease.Expire {
-			return // renewed meanwhile
+		if p.lease == nil || p.fallback || time.Since(p.lease.Obtained) < p.lease.Expire {
+			return // renewed meanwhile, or kept
 		}
+		event.lost = dhcp.ErrExpired
 	case event.session != p.session:
 		return // from a client that was stopped
 	}
+	if event.lease == nil && errors.Is(event.lost, dhcp.ErrExpired) && n.keepExpired(p) {
+		return
+	}
 	old := p.lease
-	p.lease = event.lease
+	p.lease, p.fallback = event.lease, false
 	n.apply(p, old, p.lease)
 	if p.expiry != nil {
 		p.expiry.Stop()
 	}
-	if p.lease != nil {
+	switch {
+	case p.lease != nil:
 		index := p.index
 		p.expiry = time.AfterFunc(p.lease.Expire-time.Since(p.lease.Obtained), func() {
 			n.send(ctx, leaseEvent{index: index, expired: true})
 		})
+		n.endFallback()
+		n.saveLease(p)
+	case !errors.Is(event.lost, dhcp.ErrExpired):
+		n.forgetLease(p) // a server said that it is not ours
 	}
 	n.publish()
 	n.writeResolvConf()
-	n.saveLease(p)
 	n.checkReady()
 }
 
@@ -328,7 +386,8 @@ func (n *Network) snapshot() []managed {
 	return n.managed
 }
 
-// checkReady closes ready once one interface has its static configuration, a lease, or an IPv6 address with a route.
+// checkReady closes ready once one interface has its static configuration, a lease, or an IPv6 address with a route, or,
+// when that takes too long, the address of a kept lease.
 func (n *Network) checkReady() {
 	if n.isReady {
 		return
@@ -340,6 +399,10 @@ func (n *Network) checkReady() {
 			close(n.ready)
 			return
 		}
+	}
+	if n.late && n.fallBack() {
+		n.isReady = true
+		close(n.ready)
 	}
 }
 

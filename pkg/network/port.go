@@ -28,11 +28,16 @@ type port struct {
 	cancel  func() // stops the client; nil: none
 	lease   *dhcp.Lease
 	expiry  *time.Timer
+
+	fallback bool        // no server stands behind lease any more
+	kept     *dhcp.Lease // what LeaseDir has
 }
 
 // String says what the port is doing, for people.
 func (p *port) String() string {
 	switch {
+	case p.fallback:
+		return p.lease.Address.String() + " of an earlier lease"
 	case p.lease != nil && p.carrier:
 		return p.lease.Address.String()
 	case !p.carrier:

@@ -1,12 +1,8 @@
 package network
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -71,38 +67,4 @@ func (n *Network) writeResolvConf() {
 	if err := atomicfile.Write(path, []byte(text), 0o644); err != nil {
 		n.options.Logger.Error("cannot write name servers", "error", err)
 	}
-}
-
-// saveLease keeps the lease of p readable for diagnosis.
-func (n *Network) saveLease(p *port) {
-	if p.lease == nil {
-		n.forgetLease(p)
-		return
-	}
-	if n.options.LeaseDir == "" {
-		return
-	}
-	data, err := json.MarshalIndent(p.lease, "", "  ")
-	if err == nil {
-		err = os.MkdirAll(n.options.LeaseDir, 0o755)
-	}
-	if err == nil {
-		err = atomicfile.Write(n.leasePath(p), append(data, '\n'), 0o644)
-	}
-	if err != nil {
-		n.options.Logger.Error("cannot save DHCP lease", "interface", p.name, "error", err)
-	}
-}
-
-func (n *Network) forgetLease(p *port) {
-	if n.options.LeaseDir == "" {
-		return
-	}
-	if err := os.Remove(n.leasePath(p)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		n.options.Logger.Error("cannot remove DHCP lease", "interface", p.name, "error", err)
-	}
-}
-
-func (n *Network) leasePath(p *port) string {
-	return filepath.Join(n.options.LeaseDir, p.name+".json")
 }

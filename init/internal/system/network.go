@@ -13,6 +13,9 @@ import (
 	"github.com/cairn-os/cairn/pkg/status"
 )
 
+// leaseDir keeps the last DHCP leases for a boot at which no server answers.
+const leaseDir = "/var/lib/cairn/network"
+
 // keeper is the running network and how to end it. A nil *keeper is one that was never started.
 type keeper struct {
 	network *network.Network
@@ -64,13 +67,14 @@ func (k *keeper) stop() {
 func (m *machine) startNetwork(ctx context.Context) error {
 	n, err := network.New(m.config.Cairn.Network, network.Options{
 		Logger: consoleLogger(m.log.Printf), Hostname: m.hostname, FallbackDNS: m.config.Cairn.DNSNameservers,
+		LeaseDir: leaseDir,
 	})
 	if err != nil {
 		return err
 	}
 	// Not the phase's context: links are kept until shutdown.
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
-	done := m.background("network", func() error { return ended(running, n.Run(running)) })
+	done := m.background("network", func() error { n.Run(running); return nil })
 	k := &keeper{network: n, end: func() { stop(); <-done }}
 	m.mu.Lock()
 	m.network = k
