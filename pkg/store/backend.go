@@ -299,7 +299,7 @@ func (b *Backend) Watch(ctx context.Context, key, end string, revision int64) se
 }
 
 // WaitForSyncTo returns when every watch has been given all up to revision.
-func (b *Backend) WaitForSyncTo(revision int64) { b.feed.waitFor(revision) }
+func (b *Backend) WaitForSyncTo(revision int64) { b.feed.waitFor(context.Background(), revision) }
 
 // CurrentRevision returns the revision of the last acknowledged write or a
 // newer one.

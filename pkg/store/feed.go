@@ -191,8 +191,8 @@ func (c *chunk) add(e *server.Event) bool {
 }
 
 // waitFor returns once every watch has been given all changes up to revision,
-// or the feed has closed.
-func (f *feed) waitFor(revision int64) {
+// or ctx or the feed has ended.
+func (f *feed) waitFor(ctx context.Context, revision int64) {
 	for {
 		f.mu.Lock()
 		ready := f.closed || f.published >= revision
@@ -206,7 +206,11 @@ func (f *feed) waitFor(revision int64) {
 		if ready {
 			return
 		}
-		<-moved
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 

@@ -117,19 +117,6 @@ func (s *Server) Range(ctx context.Context, r *etcdserverpb.RangeRequest) (*etcd
 	}
 }
 
-// Watch serves one stream of watches. It ends with the server: kine's would
-// wait for the client to hang up.
-func (s *Server) Watch(stream etcdserverpb.Watch_WatchServer) error {
-	done := make(chan error, 1)
-	go func() { done <- s.KVServerBridge.Watch(stream) }()
-	select {
-	case err := <-done:
-		return err
-	case <-s.stopping:
-		return rpctypes.ErrGRPCStopped
-	}
-}
-
 // Listen opens the unix socket at path for root alone. A socket that a killed
 // process left is removed.
 func Listen(ctx context.Context, path string) (net.Listener, error) {

@@ -65,14 +65,19 @@ func (f *feed) watch(ctx context.Context, in keyRange, from int64) (events <-cha
 	go func() {
 		err := f.serve(ctx, w)
 		f.mu.Lock()
-		delete(f.watches, w)
-		f.advance(f.published)
+		w.synced, w.position = false, 0 // Nobody sends to it any more.
 		f.mu.Unlock()
 		if err != nil && !errors.Is(err, context.Canceled) {
 			failed <- err
 		}
 		cancel(nil)
+		// Closed before waitFor forgets the watch: who is told that all watches
+		// have their events can see that this one may lack some.
 		close(w.events)
+		f.mu.Lock()
+		delete(f.watches, w)
+		f.advance(f.published)
+		f.mu.Unlock()
 	}()
 	return w.events, failed
 }

@@ -182,6 +182,46 @@ var watches = []test{
 			}
 		}
 	}},
+	{"ProgressOfASharedStream", func(s *suite) {
+		// One context is one stream: progress is told to all watches at once.
+		ctx, cancel := context.WithCancel(s.ctx)
+		defer cancel()
+		go func() {
+			for ctx.Err() == nil {
+				_ = s.client.RequestProgress(ctx)
+				s.pause(2 * time.Millisecond)
+			}
+		}()
+		const watches, writes = 8, 150
+		first := s.get("/t/none").Header.Revision + 1
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		for i := range watches {
+			prefix := fmt.Sprintf("/t/%d/", i)
+			wg.Go(func() { s.fill(prefix, writes) })
+			s.pause(10 * time.Millisecond) // Watches begin while others run.
+			w := s.client.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithProgressNotify(), clientv3.WithRev(first))
+			wg.Go(func() {
+				progress := int64(0)
+				for events := 0; events < writes; {
+					resp := <-w
+					if resp.Err() != nil {
+						s.Error(resp.Err())
+						return
+					}
+					for _, e := range resp.Events {
+						if events++; e.Kv.ModRevision <= progress {
+							s.Errorf("watch of %s: event at %d after progress to %d", prefix, e.Kv.ModRevision, progress)
+							return
+						}
+					}
+					if resp.IsProgressNotify() {
+						progress = resp.Header.Revision
+					}
+				}
+			})
+		}
+	}},
 }
 
 // inOrder expects a watch to see exactly one event at each revision.
