@@ -26,7 +26,7 @@ const (
 )
 
 func (m *machine) loadConfig(context.Context) error {
-	c, err := mergeConfig("/", m.opt.Line, m.log.Printf)
+	c, err := mergeConfig("/", m.opt.Line, m.seedErr, m.log.Printf)
 	if err != nil {
 		return err
 	}
@@ -35,10 +35,14 @@ func (m *machine) loadConfig(context.Context) error {
 }
 
 // mergeConfig puts the sources together and leaves the effective document for the other processes. When a source is
-// bad, the last good configuration is used as a whole, never half of the new one; without one it is an error.
-func mergeConfig(root string, line cmdline.Line, logf guard.Logf) (*config.Config, error) {
+// bad, or could not be read (seedErr is why the seed's partition could not), the last good configuration is used as a
+// whole, never half of the new one; without one it is an error.
+func mergeConfig(root string, line cmdline.Line, seedErr error, logf guard.Logf) (*config.Config, error) {
 	lastGood := filepath.Join(root, lastGoodConfig)
 	sources, err := sources(root, line)
+	if seedErr != nil {
+		err = errors.Join(fmt.Errorf("the seed configuration cannot be read: %w", seedErr), err)
+	}
 	var c *config.Config
 	var document []byte
 	if err == nil {
@@ -55,7 +59,7 @@ func mergeConfig(root string, line cmdline.Line, logf guard.Logf) (*config.Confi
 		if c == nil {
 			c = &config.Config{}
 		}
-		logf("THE CONFIGURATION IS WRONG; the last good one is used:")
+		logf("THE CONFIGURATION IS WRONG OR CANNOT BE READ; the last good one is used:")
 		for text := range strings.SplitSeq(err.Error(), "\n") {
 			logf("  %s", text)
 		}

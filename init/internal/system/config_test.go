@@ -1,6 +1,7 @@
 package system
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -50,7 +51,7 @@ func TestMergeConfigOrder(t *testing.T) {
 		ownerConfigDir + "/a.yaml":    "hostname: first\ncairn: {labels: {store: \"1\"}}\n",
 		ownerConfigDir + "/notes.txt": "not: a config\n",
 	})
-	c, err := mergeConfig(root, cmdline.Parse("hostname=line cairn.token=abcdefghijklmnop"), t.Logf)
+	c, err := mergeConfig(root, cmdline.Parse("hostname=line cairn.token=abcdefghijklmnop"), nil, t.Logf)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +72,7 @@ func TestMergeConfigOrder(t *testing.T) {
 func TestMergeConfigBad(t *testing.T) {
 	bad := map[string]string{ownerConfig: "hostname: fine\nhostnam: typo\n"}
 	root := tree(t, bad)
-	_, err := mergeConfig(root, cmdline.Line{}, t.Logf)
+	_, err := mergeConfig(root, cmdline.Line{}, nil, t.Logf)
 	if err == nil || !strings.Contains(err.Error(), "config.yaml:2: hostnam") {
 		t.Errorf("without a last good one: %v; want the problem with its line", err)
 	}
@@ -81,7 +82,7 @@ func TestMergeConfigBad(t *testing.T) {
 	bad[lastGoodConfig] = "hostname: good\n"
 	root = tree(t, bad)
 	var console strings.Builder
-	c, err := mergeConfig(root, cmdline.Line{}, func(format string, args ...any) { fmt.Fprintf(&console, format+"\n", args...) })
+	c, err := mergeConfig(root, cmdline.Line{}, nil, func(format string, args ...any) { fmt.Fprintf(&console, format+"\n", args...) })
 	if err != nil || c.Hostname != "good" {
 		t.Fatalf("mergeConfig() = %+v, %v; want the last good one", c, err)
 	}
@@ -96,9 +97,25 @@ func TestMergeConfigBad(t *testing.T) {
 	}
 }
 
+// TestMergeConfigWithoutSeed: what is left when the seed's partition cannot be read is another machine, with another name
+// and without its keys, and must not become the last good one.
+func TestMergeConfigWithoutSeed(t *testing.T) {
+	root := tree(t, map[string]string{ownerConfig: "run_cmd: [a]\n", lastGoodConfig: "hostname: good\n"})
+	c, err := mergeConfig(root, cmdline.Line{}, os.ErrInvalid, t.Logf)
+	if err != nil || c.Hostname != "good" || len(c.RunCmd) != 0 {
+		t.Errorf("mergeConfig() = %+v, %v; want the last good one", c, err)
+	}
+	if got := read(t, root, lastGoodConfig); got != "hostname: good\n" {
+		t.Errorf("the last good document is %q now", got)
+	}
+	if _, err := mergeConfig(tree(t, nil), cmdline.Line{}, os.ErrInvalid, t.Logf); !errors.Is(err, os.ErrInvalid) {
+		t.Errorf("without a last good one: %v; want why the seed cannot be read", err)
+	}
+}
+
 func TestMergeConfigEmpty(t *testing.T) {
 	root := tree(t, nil)
-	c, err := mergeConfig(root, cmdline.Line{}, t.Logf)
+	c, err := mergeConfig(root, cmdline.Line{}, nil, t.Logf)
 	if err != nil || c == nil {
 		t.Fatalf("mergeConfig() = %v, %v; want an empty configuration", c, err)
 	}
@@ -106,7 +123,7 @@ func TestMergeConfigEmpty(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(root, ownerConfig), []byte("x: y\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if c, err := mergeConfig(root, cmdline.Line{}, t.Logf); err != nil || c == nil {
+	if c, err := mergeConfig(root, cmdline.Line{}, nil, t.Logf); err != nil || c == nil {
 		t.Errorf("with a typo after an empty one: %v, %v; want the empty one", c, err)
 	}
 }

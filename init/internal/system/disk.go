@@ -43,8 +43,9 @@ func (m *machine) findBootDisk(ctx context.Context) error {
 	err = mount.Mount{Source: system.Path(), Target: systemMount, Type: "vfat", Flags: unix.MS_RDONLY | noSuid | noDev | noExec,
 		Data: "umask=0077"}.Apply("/")
 	if err != nil {
-		// Without it there is no seed configuration and no slot state; the machine itself can work.
+		// Without it there is no seed configuration and no slot state; with its last good configuration the machine works.
 		m.log.Printf("the boot selector's partition cannot be read: %v", err)
+		m.seedErr = err
 		return nil
 	}
 	m.slot.State = slotState(systemMount, slot.Slot(e.Slot), m.log.Printf)
@@ -96,7 +97,10 @@ func (m *machine) mountData(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return m.growFileSystem(ctx)
+	if err := m.growFileSystem(ctx); err != nil {
+		m.log.Printf("%s keeps the size it has: %v", partition.Data, err)
+	}
+	return nil
 }
 
 func probe(path string) (blockdev.Content, error) {
@@ -169,8 +173,5 @@ func (m *machine) growFileSystem(ctx context.Context) error {
 	if room-have < partition.MiB {
 		return nil
 	}
-	if err := m.run(ctx, "/usr/sbin/resize2fs", m.data.Path()); err != nil {
-		m.log.Printf("the data file system could not be grown and keeps its %d MiB: %v", have>>20, err)
-	}
-	return nil
+	return m.run(ctx, "/usr/sbin/resize2fs", m.data.Path())
 }

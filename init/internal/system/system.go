@@ -49,6 +49,7 @@ type machine struct {
 	disk     string // the boot disk: "vda"; empty in a container
 	data     blockdev.Device
 	modules  *module.Loader // nil: nothing to load
+	seedErr  error          // why CAIRN_SYS could not be read
 	config   *config.Config
 	hostname string
 	disarm   func() error // of the watchdog; nil without one
