@@ -72,7 +72,7 @@ func machine() {
 		action = power.Reboot
 		w := emergency.Waiter{Logf: logger.Printf, Console: console(), Signals: signals}
 		w.Wait(ctx, line, stage, err)
-		unix.Sync()
+		guard.Within(30*time.Second, logger.Printf, "sync", func() error { unix.Sync(); return nil })
 	}
 	logger.Print(guard.Call(action.Do))
 	select {}

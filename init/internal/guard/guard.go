@@ -5,6 +5,7 @@ package guard
 import (
 	"fmt"
 	"runtime/debug"
+	"time"
 )
 
 // Logf prints one line.
@@ -31,4 +32,17 @@ func Go(logf Logf, name string, fn func() error) <-chan struct{} {
 		}
 	}()
 	return done
+}
+
+// Within runs fn and reports whether it ended in time. One that hangs, as a sync does on a dead disk, is left behind.
+func Within(limit time.Duration, logf Logf, name string, fn func() error) bool {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-Go(logf, name, fn):
+		return true
+	case <-timer.C:
+		logf("%s: did not end within %v; going on without", name, limit)
+		return false
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 )
 
 func nilMap() map[string]int { return nil }
@@ -21,5 +22,18 @@ func TestGo(t *testing.T) {
 	<-Go(logf, "quiet", func() error { return nil })
 	if logged != "network: no link\n" {
 		t.Errorf("logged %q; want the error only", logged)
+	}
+}
+
+func TestWithin(t *testing.T) {
+	var logged string
+	logf := func(format string, args ...any) { logged += fmt.Sprintf(format, args...) + "\n" }
+	if !Within(time.Minute, logf, "sync", func() error { return nil }) || logged != "" {
+		t.Errorf("Within() of what ends at once logged %q", logged)
+	}
+	hang := make(chan struct{})
+	defer close(hang)
+	if Within(time.Millisecond, logf, "sync", func() error { <-hang; return nil }) || logged != "sync: did not end within 1ms; going on without\n" {
+		t.Errorf("Within() of what hangs logged %q", logged)
 	}
 }

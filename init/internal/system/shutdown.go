@@ -21,6 +21,12 @@ import (
 // podGrace is how long pods and what else still runs may take to end after SIGTERM.
 const podGrace = 15 * time.Second
 
+// killRounds is how often what is left is killed, and killWait how long each time may take.
+const (
+	killRounds = 3
+	killWait   = 2 * time.Second
+)
+
 // shutdown takes the node down: services in the reverse order of their start, then pods, then file systems. Nothing here
 // may keep it from ending: every step is reported and passed over when it fails.
 func (m *machine) shutdown(ctx context.Context, action power.Action) {
@@ -87,16 +93,22 @@ func (p processes) stop(ctx context.Context) error {
 	if err != nil || len(left) == 0 {
 		return err
 	}
-	if err := p.signal(unix.SIGKILL, func(q process) {
-		p.logf("killing %s (pid %d), which did not end within %v", q.name, q.pid, p.grace)
-	}); err != nil {
-		return err
+	told := map[int]bool{}
+	// More than once: a process may have forked between the look and the signal.
+	for range killRounds {
+		if err := p.signal(unix.SIGKILL, func(q process) {
+			if !told[q.pid] {
+				told[q.pid] = true
+				p.logf("killing %s (pid %d), which did not end within %v", q.name, q.pid, p.grace)
+			}
+		}); err != nil {
+			return err
+		}
+		if left, err = p.wait(ctx, killWait); err != nil || len(left) == 0 {
+			return err
+		}
 	}
-	left, err = p.wait(ctx, 5*time.Second)
-	if err == nil && len(left) > 0 {
-		err = fmt.Errorf("%d processes cannot be killed, the first is %s (pid %d)", len(left), left[0].name, left[0].pid)
-	}
-	return err
+	return fmt.Errorf("%d processes cannot be killed, the first is %s (pid %d)", len(left), left[0].name, left[0].pid)
 }
 
 func (p processes) signal(sig unix.Signal, tell func(process)) error {

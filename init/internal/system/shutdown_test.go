@@ -64,6 +64,22 @@ func TestStopProcesses(t *testing.T) {
 	}
 }
 
+// TestStopProcessesThatFork: what a process started while it was killed must go, too.
+func TestStopProcessesThatFork(t *testing.T) {
+	f := &fakeProc{t: t, dir: t.TempDir(), obey: map[int]unix.Signal{}}
+	f.add(310, "sh", "S", 0, 0)
+	kill := func(pid int, sig unix.Signal) error {
+		if pid == 310 && sig == unix.SIGKILL {
+			f.add(311, "sh", "S", 0, 0)
+		}
+		return f.kill(pid, sig)
+	}
+	p := processes{proc: f.dir, self: 1, kill: kill, grace: 10 * time.Millisecond, logf: t.Logf}
+	if err := p.stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func FuzzParseStat(f *testing.F) {
 	f.Add([]byte("7 (sh) S 1 7 7 0 -1 4194304 0"))
 	f.Add([]byte(")("))
