@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -325,8 +326,13 @@ func (ps pipes) copy() error {
 	var wg sync.WaitGroup
 	for i, p := range ps {
 		wg.Go(func() {
+			defer p.r.Close()
+			defer func() {
+				if v := recover(); v != nil { // a bug in a writer must not end PID 1
+					errs[i] = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
+				}
+			}()
 			_, errs[i] = io.Copy(p.to, p.r)
-			p.r.Close()
 		})
 	}
 	wg.Wait()

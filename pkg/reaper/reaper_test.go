@@ -175,3 +175,17 @@ func TestExitString(t *testing.T) {
 		}
 	}
 }
+
+type brokenWriter struct{}
+
+func (brokenWriter) Write([]byte) (int, error) { panic("a bug in the writer") }
+
+// TestRunSurvivesItsWriter: this process may be PID 1, whose end is the machine's.
+func TestRunSurvivesItsWriter(t *testing.T) {
+	r := reaping(t)
+	cmd := exec.Command("echo", "x")
+	cmd.Stdout = brokenWriter{}
+	if err := r.Run(t.Context(), cmd); err == nil || !strings.Contains(err.Error(), "a bug in the writer") {
+		t.Errorf("Run() = %v; want the panic as an error", err)
+	}
+}

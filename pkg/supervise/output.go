@@ -31,6 +31,7 @@ type output struct {
 	mu   sync.Mutex // guards all below, and the tails of the streams
 	file *os.File   // nil after Close or a failed rotation
 	size int64
+	shut bool // Close was called
 	said bool
 }
 
@@ -57,6 +58,7 @@ func (o *output) open() error {
 func (o *output) Close() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.shut = true
 	if o.file == nil {
 		return nil
 	}
@@ -77,8 +79,13 @@ func (o *output) line(b []byte) {
 const stamp = "2006-01-02T15:04:05.000Z"
 
 func (o *output) write(b []byte) error {
-	if o.file == nil {
+	if o.shut {
 		return nil
+	}
+	if o.file == nil { // after a failed rotation, whose cause may be gone
+		if err := o.open(); err != nil {
+			return err
+		}
 	}
 	rec := make([]byte, 0, len(stamp)+2+len(b))
 	rec = time.Now().UTC().AppendFormat(rec, stamp)

@@ -86,6 +86,13 @@ func TestOutputGoesOnWithoutItsFile(t *testing.T) {
 	if got := s.last(1); len(got) != 1 || !strings.HasSuffix(got[0], "9") {
 		t.Errorf("last(1) = %q", got)
 	}
+	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(s, "there again")
+	if log, err := os.ReadFile(path); err != nil || !strings.HasSuffix(string(log), "there again\n") {
+		t.Errorf("log after the disk came back: %q, %v", log, err)
+	}
 }
 
 func openTestOutput(t *testing.T, max int64) (*output, string) {

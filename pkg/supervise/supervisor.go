@@ -42,8 +42,11 @@ func (s *Supervisor) Healthy(patience time.Duration) bool {
 // Run supervises until ctx ends, then stops all services, dependents first, and returns when none is left. Call once.
 func (s *Supervisor) Run(ctx context.Context) error {
 	for _, u := range s.units {
-		go u.sock.Serve(func(m notify.Message) { s.notified(u, m) },
-			func(err error) { s.opt.Logf("%s: notification: %v", u.m.svc.Name, err) })
+		go func() {
+			defer s.recovered("notifications of " + u.m.svc.Name)
+			u.sock.Serve(func(m notify.Message) { s.notified(u, m) },
+				func(err error) { s.opt.Logf("supervise: %s: notification: %v", u.m.svc.Name, err) })
+		}()
 	}
 	defer s.closeUnits()
 	timer := time.NewTimer(0)
@@ -194,6 +197,7 @@ func (s *Supervisor) watch(u *unit, proc *reaper.Process, out *stream) {
 	drained := make(chan struct{})
 	go func() {
 		defer close(drained)
+		defer s.recovered("last output of " + u.m.svc.Name)
 		<-proc.Copied()
 		out.Close()
 	}()
