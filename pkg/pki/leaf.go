@@ -93,7 +93,7 @@ func (e *ensurer) template(l leaf, issuer *x509.Certificate) *x509.Certificate {
 	}
 }
 
-// serves reports whether have is what l asks for, signed by issuer, with a third of its life left.
+// serves reports whether have is what l asks for, signed by issuer, with a third of its life left or as long as the issuer.
 func (e *ensurer) serves(have *x509.Certificate, l leaf, issuer *x509.Certificate) bool {
 	want := e.template(l, issuer)
 	if have.CheckSignatureFrom(issuer) != nil || have.Subject.String() != want.Subject.String() {
@@ -104,7 +104,10 @@ func (e *ensurer) serves(have *x509.Certificate, l leaf, issuer *x509.Certificat
 		return false
 	}
 	now := e.now()
-	return !now.Before(have.NotBefore) && have.NotAfter.Sub(now) >= leafLife/3
+	if now.Before(have.NotBefore) || !now.Before(have.NotAfter) {
+		return false
+	}
+	return have.NotAfter.Sub(now) >= leafLife/3 || !have.NotAfter.Before(issuer.NotAfter)
 }
 
 // unique returns names sorted, each once.

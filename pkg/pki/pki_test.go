@@ -147,6 +147,20 @@ func TestRenewal(t *testing.T) {
 	}
 }
 
+// TestLastMonthsOfAnAuthority creates leaves that cannot last a third of their usual life: they are not created again
+// every time.
+func TestLastMonthsOfAnAuthority(t *testing.T) {
+	o := options(t.TempDir(), built)
+	ensure(t, o)
+	late := options(o.Dir, built.Add(authorityLife-60*24*time.Hour))
+	if n := len(ensure(t, late)); n != 9 {
+		t.Errorf("Ensure wrote %d files; want 9 leaves", n)
+	}
+	if again := ensure(t, late); len(again) > 0 {
+		t.Errorf("second Ensure wrote %v; want nothing", again)
+	}
+}
+
 func TestWrongClocks(t *testing.T) {
 	for _, clock := range []time.Time{time.Unix(0, 0), built, built.AddDate(20, 0, 0)} {
 		o := options(t.TempDir(), clock)
