@@ -75,8 +75,8 @@ func (o Options) prepare() error {
 	return nil
 }
 
-// Run runs the node until ctx ends; pods stay. It calls ready once the kubelet is healthy and the node is Ready in the
-// cluster: then pods can run. A part that ends by itself is an error.
+// Run runs the node until ctx ends; pods stay. It calls ready once the kubelet is healthy and has told the cluster since
+// that the node is Ready: then pods can run. A part that ends by itself is an error.
 func Run(ctx context.Context, log *slog.Logger, o Options, ready func() error) error {
 	addresses, err := pki.Addresses()
 	if err != nil {
@@ -97,12 +97,13 @@ func Run(ctx context.Context, log *slog.Logger, o Options, ready func() error) e
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	begin := time.Now()
 	parts := map[string]func(context.Context) error{
 		"kubelet":     o.runKubelet,
 		"kube-proxy":  o.runProxy,
 		"pod network": func(ctx context.Context) error { return cni.run(ctx, client) },
 		"readiness": func(ctx context.Context) error {
-			if err := o.awaitReady(ctx, client); err != nil {
+			if err := o.awaitReady(ctx, client, begin); err != nil {
 				return err
 			}
 			if err := ready(); err != nil {
@@ -152,8 +153,8 @@ func runParts(ctx context.Context, parts map[string]func(context.Context) error)
 	return first
 }
 
-// awaitReady waits until the kubelet is healthy and the cluster shows the node as Ready.
-func (o Options) awaitReady(ctx context.Context, client nodeGetter) error {
+// awaitReady waits until the kubelet is healthy and the cluster shows the node as Ready, by a report made after begin.
+func (o Options) awaitReady(ctx context.Context, client nodeGetter, begin time.Time) error {
 	return wait.PollUntilContextCancel(ctx, 200*time.Millisecond, true, func(ctx context.Context) (bool, error) {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
@@ -161,14 +162,17 @@ func (o Options) awaitReady(ctx context.Context, client nodeGetter) error {
 			return false, nil
 		}
 		n, err := client.node(ctx)
-		return err == nil && isReady(n), nil
+		return err == nil && isReady(n, begin, time.Now()), nil
 	})
 }
 
-func isReady(n *corev1.Node) bool {
+// isReady reports whether the kubelet says so since begin: the cluster remembers what it said before the last reboot.
+func isReady(n *corev1.Node, begin, now time.Time) bool {
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady {
-			return c.Status == corev1.ConditionTrue
+			// Heartbeats are in whole seconds. Round drops the monotonic clock: one that was set back since says nothing.
+			fresh := !c.LastHeartbeatTime.Time.Before(begin.Truncate(time.Second)) || now.Round(0).Before(begin.Round(0))
+			return fresh && c.Status == corev1.ConditionTrue
 		}
 	}
 	return false

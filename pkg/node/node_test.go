@@ -9,9 +9,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 )
 
@@ -103,5 +105,30 @@ func TestRunParts(t *testing.T) {
 	cancel()
 	if err := runParts(ctx, parts(wait)); err != nil {
 		t.Errorf("runParts, asked to stop = %v; want nil", err)
+	}
+}
+
+func TestIsReady(t *testing.T) {
+	begin := time.Date(2026, 11, 20, 12, 0, 0, 700e6, time.UTC)
+	node := func(status corev1.ConditionStatus, heartbeat time.Time) *corev1.Node {
+		return &corev1.Node{Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{
+			{Type: corev1.NodeReady, Status: status, LastHeartbeatTime: metav1.Time{Time: heartbeat}},
+		}}}
+	}
+	for _, tt := range []struct {
+		name string
+		node *corev1.Node
+		now  time.Time
+		want bool
+	}{
+		{"new node", &corev1.Node{}, begin, false},
+		{"said before the start", node(corev1.ConditionTrue, begin.Add(-time.Minute)), begin.Add(time.Second), false},
+		{"said in the second of the start", node(corev1.ConditionTrue, begin.Truncate(time.Second)), begin.Add(time.Second), true},
+		{"not ready", node(corev1.ConditionFalse, begin.Add(time.Second)), begin.Add(time.Second), false},
+		{"the clock was set back", node(corev1.ConditionTrue, begin.Add(-time.Hour)), begin.Add(-59 * time.Minute), true},
+	} {
+		if got := isReady(tt.node, begin, tt.now); got != tt.want {
+			t.Errorf("%s: isReady = %t; want %t", tt.name, got, tt.want)
+		}
 	}
 }
