@@ -57,8 +57,8 @@ func DefaultOptions() Options {
 	}
 }
 
-// Run runs containerd until it is asked to stop by SIGTERM or SIGINT, which containerd itself handles. It calls ready
-// once containerd serves and the air-gap images are there, or after 20 s of importing.
+// Run runs containerd until ctx ends, or SIGTERM or SIGINT, which containerd handles itself, too. It calls ready once
+// containerd serves and the air-gap images are there, or after 20 s of importing.
 func Run(ctx context.Context, log *slog.Logger, o Options, ready func() error) error {
 	h, err := inspectHost()
 	if err != nil {
@@ -77,10 +77,13 @@ func Run(ctx context.Context, log *slog.Logger, o Options, ready func() error) e
 	if err := atomicfile.Write(o.ConfigFile, []byte(o.config(h)), 0o600); err != nil {
 		return err
 	}
+	asked := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go o.serveReady(ctx, log, ready)
-	if err := command.App().RunContext(ctx, []string{"containerd", "--config", o.ConfigFile}); err != nil {
+	err = command.App().RunContext(ctx, []string{"containerd", "--config", o.ConfigFile})
+	// Stopped before it serves, containerd returns the error of its context.
+	if err != nil && asked.Err() == nil {
 		return fmt.Errorf("containerd ended: %w", err)
 	}
 	return nil

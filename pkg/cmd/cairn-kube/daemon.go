@@ -45,11 +45,11 @@ func daemon(log *slog.Logger, name string, args []string) error {
 	if err != nil {
 		return err
 	}
-	if name == "containerd" { // which handles signals itself
-		return containerd.Run(context.Background(), log, containerd.DefaultOptions(), ready)
-	}
 	ctx, cancel := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer cancel()
+	if name == "containerd" {
+		return containerd.Run(ctx, log, containerd.DefaultOptions(), ready)
+	}
 	hostname = strings.ToLower(hostname)
 	if name == "node" {
 		return node.Run(ctx, log, nodeOptions(hostname, cfg), ready)
