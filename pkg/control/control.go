@@ -19,9 +19,11 @@ import (
 )
 
 const (
-	// controllersGrace bounds how long the controllers may take to stop, serverGrace the apiserver.
+	// controllersGrace bounds how long the controllers may take to stop, serverGrace the apiserver. An apiserver that was
+	// not ready serves nobody, and takes no notice of the end of its context before it would be: it gets startingGrace.
 	controllersGrace = 5 * time.Second
 	serverGrace      = 10 * time.Second
+	startingGrace    = time.Second
 )
 
 // component is one of the parts that Run runs. Its run returns when its context ends, or earlier with an error.
@@ -56,7 +58,8 @@ func Run(ctx context.Context, log *slog.Logger, o Options, ready func() error) e
 	}
 	ends := make(chan ended, 4)
 	server := start(ctx, component{"kube-apiserver", set.runAPIServer}, ends)
-	defer stop(log, serverGrace, server)
+	grace := startingGrace
+	defer func() { stop(log, grace, server) }()
 
 	starting := make(chan error, 1)
 	startCtx, cancel := context.WithCancel(ctx)
@@ -66,6 +69,7 @@ func Run(ctx context.Context, log *slog.Logger, o Options, ready func() error) e
 	if err := await(ctx, starting, ends); err != nil || ctx.Err() != nil {
 		return err
 	}
+	grace = serverGrace
 	log.Info("apiserver is ready", "after", time.Since(begin).Round(time.Millisecond))
 
 	for _, c := range []component{{"kube-controller-manager", set.runControllerManager}, {"kube-scheduler", set.runScheduler}} {

@@ -67,8 +67,11 @@ func (o Options) watchNode(ctx context.Context, client kubernetes.Interface) err
 			continue
 		}
 		patch, err := nodePatch(node, o.Labels, o.Taints)
-		if err != nil || patch == nil {
+		if err != nil {
 			return err
+		}
+		if patch == nil {
+			continue
 		}
 		if _, err := client.CoreV1().Nodes().Patch(ctx, o.Node, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 			return fmt.Errorf("patch node: %w", err)

@@ -1,11 +1,18 @@
 package control
 
 import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 )
 
 func TestNodePatch(t *testing.T) {
@@ -47,5 +54,31 @@ func TestNodePatch(t *testing.T) {
 		if d := cmp.Diff(tt.want, string(got)); d != "" {
 			t.Errorf("%s: %s", tt.name, d)
 		}
+	}
+}
+
+// TestWatchNodeStays keeps its watch of a node that is as it should be, instead of asking again and again.
+func TestWatchNodeStays(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		node := corev1.Node{
+			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Node"},
+			ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: map[string]string{controlPlaneLabel: "true"}},
+		}
+		if err := json.NewEncoder(w).Encode(map[string]any{"type": "ADDED", "object": node}); err != nil {
+			t.Error(err)
+		}
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	}))
+	defer server.Close()
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := (Options{Node: "n"}).watchNode(ctx, client); ctx.Err() == nil {
+		t.Errorf("the watch of a node that needs nothing ended with %v; want it to stay", err)
 	}
 }
