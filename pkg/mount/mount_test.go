@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -121,5 +122,38 @@ func TestApply(t *testing.T) {
 	}
 	if ram, err := IsRAM("/proc"); err != nil || ram {
 		t.Errorf("IsRAM(/proc) = %v, %v; want false", ram, err)
+	}
+}
+
+func TestServed(t *testing.T) {
+	for kind, want := range map[string]bool{"nfs4": true, "cifs": true, "fuse": true, "fuse.sshfs": true, "ext4": false, "overlay": false, "fusectl": false} {
+		if got := served(kind); got != want {
+			t.Errorf("served(%s) = %v; want %v", kind, got, want)
+		}
+	}
+}
+
+// TestDetach takes a busy mount off the tree.
+func TestDetach(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	target := t.TempDir()
+	if err := unix.Mount("tmpfs", target, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	busy, err := os.Create(filepath.Join(target, "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	var said strings.Builder
+	logf := func(format string, args ...any) { fmt.Fprintf(&said, format+"\n", args...) }
+	detach(target, logf)
+	if mountedAs(target, "tmpfs") || said.Len() > 0 {
+		t.Errorf("%s is still mounted; said %q", target, said.String())
+	}
+	if detach(target, logf); said.Len() > 0 { // not a mount any more
+		t.Errorf("said %q", said.String())
 	}
 }

@@ -3,7 +3,9 @@ package mount
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,8 +41,7 @@ func kernelOwned(target string) bool {
 }
 
 // UnmountAll unmounts everything that UnmountOrder lists, saying by logf what could not be. It goes round again as
-// long as that helps. What stays busy is remounted read-only, or else detached; an error tells that a file system
-// with data is still writable.
+// long as that helps. What holds data and stays busy is remounted read-only; an error tells that one is still writable.
 func UnmountAll(logf func(format string, args ...any)) error {
 	for round := 0; round < 4; round++ {
 		table, err := Table()
@@ -48,6 +49,11 @@ func UnmountAll(logf func(format string, args ...any)) error {
 			return err
 		}
 		progress := false
+		for _, e := range table {
+			if served(e.Type) && !essential[e.Target] {
+				detach(e.Target, logf)
+			}
+		}
 		for _, target := range UnmountOrder(table) {
 			if err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW); err == nil {
 				progress = true
@@ -72,4 +78,29 @@ func UnmountAll(logf func(format string, args ...any)) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// served reports whether a file system of this type needs a server, or a process, to answer before it can be unmounted.
+func served(kind string) bool {
+	return slices.Contains([]string{"nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "fuse"}, kind) || strings.HasPrefix(kind, "fuse.")
+}
+
+// serverPatience is how long a server may take to take the last of its data.
+const serverPatience = 5 * time.Second
+
+// detach takes a file system off the tree at once and waits only so long for its server: one that is gone must not keep
+// the machine's own data mounted.
+func detach(target string, logf func(format string, args ...any)) {
+	done := make(chan error, 1)
+	go func() { done <- unix.Unmount(target, unix.MNT_DETACH|unix.MNT_FORCE|unix.UMOUNT_NOFOLLOW) }()
+	timer := time.NewTimer(serverPatience)
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: gone with another one
+			logf("detach %s: %v", target, err)
+		}
+	case <-timer.C:
+		logf("detach %s: its server does not answer; going on", target)
+	}
 }
