@@ -85,9 +85,9 @@ func Run(ctx context.Context, log *slog.Logger, o Options, ready func() error) e
 		return fmt.Errorf("notify readiness: %w", err)
 	}
 
-	go o.renew(startCtx, log)
+	go func() { starting <- o.renew(startCtx, log) }()
 	go o.keepNode(startCtx, log)
-	return await(ctx, nil, ends)
+	return await(ctx, starting, ends)
 }
 
 // await returns when step does, when a component ends, or without an error when ctx ends.

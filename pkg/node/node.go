@@ -112,6 +112,7 @@ func Run(ctx context.Context, log *slog.Logger, o Options, ready func() error) e
 			<-ctx.Done()
 			return nil
 		},
+		"address": o.keepAddress,
 	}
 	return runParts(ctx, parts)
 }
@@ -151,6 +152,30 @@ func runParts(ctx context.Context, parts map[string]func(context.Context) error)
 		grace = 3 * time.Second
 	}
 	return first
+}
+
+// addressInterval is how often the machine's addresses are looked at.
+const addressInterval = time.Minute
+
+// keepAddress ends with an error when the machine got another address than the one the kubelet was started with, which
+// it would go on to announce.
+func (o Options) keepAddress(ctx context.Context) error {
+	tick := time.NewTicker(addressInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		now, err := pki.Addresses()
+		if err != nil {
+			continue // for a pulled cable
+		}
+		if err := pki.Lost(o.address, now); err != nil {
+			return err
+		}
+	}
 }
 
 // awaitReady waits until the kubelet is healthy and the cluster shows the node as Ready, by a report made after begin.

@@ -48,6 +48,18 @@ func Addresses() ([]netip.Addr, error) {
 	return all, nil
 }
 
+// ErrAddressLost says that the address a component was started with is no longer the machine's, and that it has another.
+var ErrAddressLost = errors.New("the machine's address has changed")
+
+// Lost returns ErrAddressLost when the machine has addresses and primary is not among them. A machine without any, for a
+// pulled cable, gets its own back most of the time.
+func Lost(primary netip.Addr, now []netip.Addr) error {
+	if len(now) == 0 || slices.Contains(now, primary) {
+		return nil
+	}
+	return fmt.Errorf("%w from %v to %v", ErrAddressLost, primary, now[0])
+}
+
 func primaryFirst(all []netip.Addr, first netip.Addr) []netip.Addr {
 	i := slices.Index(all, first)
 	if i < 0 {

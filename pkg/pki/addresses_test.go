@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 
@@ -28,6 +29,23 @@ func TestPodLink(t *testing.T) {
 	for name, want := range map[string]bool{"eth0": false, "enp1s0": false, "cni0": true, "veth12ab": true, "wlan0": false} {
 		if got := podLink(name); got != want {
 			t.Errorf("podLink(%q) = %v; want %v", name, got, want)
+		}
+	}
+}
+
+func TestLost(t *testing.T) {
+	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	for _, tt := range []struct {
+		now  []netip.Addr
+		want error
+	}{
+		{[]netip.Addr{a}, nil},
+		{[]netip.Addr{b, a}, nil},
+		{nil, nil},
+		{[]netip.Addr{b}, ErrAddressLost},
+	} {
+		if got := Lost(a, tt.now); !errors.Is(got, tt.want) {
+			t.Errorf("Lost(%v, %v) = %v; want %v", a, tt.now, got, tt.want)
 		}
 	}
 }
