@@ -39,6 +39,7 @@ func (n *Network) fallBack() bool {
 	}
 	n.publish()
 	n.writeResolvConf()
+	n.tellMoved()
 	return true
 }
 
