@@ -39,7 +39,6 @@ func (n *Network) fallBack() bool {
 	}
 	n.publish()
 	n.writeResolvConf()
-	n.tellMoved()
 	return true
 }
 

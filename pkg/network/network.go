@@ -41,9 +41,6 @@ type Options struct {
 	LeaseDir string
 	// FallbackAfter is how long a boot waits for anything better than a kept lease; 0: 10 s.
 	FallbackAfter time.Duration
-	// Moved, if set, is called when an address that DHCP once gave is gone and another one is there: who bound to the old
-	// one has to begin anew. It must not block.
-	Moved func()
 }
 
 // Network is the machine's network. One goroutine, that of Run, owns the ports; the rest is guarded by mu.
@@ -58,9 +55,8 @@ type Network struct {
 	overdue <-chan time.Time // tells when FallbackAfter is over
 	late    bool             // that it is; owned by Run
 
-	leased  []netip.Prefix // the addresses of the leases when there last were any; owned by Run
-	isReady bool           // owned by Run
-	ready   chan struct{}  // closed when the machine can be reached
+	isReady bool          // owned by Run
+	ready   chan struct{} // closed when the machine can be reached
 
 	mu      sync.Mutex
 	managed []managed // what the ports are, for other goroutines
@@ -354,26 +350,6 @@ func (n *Network) leaseChanged(ctx context.Context, event leaseEvent) {
 	n.publish()
 	n.writeResolvConf()
 	n.checkReady()
-	n.tellMoved()
-}
-
-// tellMoved compares the addresses of the leases with those of the last time. While there is none nothing is said: the
-// same one may come back.
-func (n *Network) tellMoved() {
-	var now []netip.Prefix
-	for _, p := range n.ports {
-		if p.lease != nil {
-			now = append(now, p.lease.Address)
-		}
-	}
-	if len(now) == 0 {
-		return
-	}
-	gone := slices.ContainsFunc(n.leased, func(a netip.Prefix) bool { return !slices.Contains(now, a) })
-	n.leased = now
-	if gone && n.options.Moved != nil {
-		n.options.Moved()
-	}
 }
 
 // apply makes the kernel follow from lease old to lease now; either may be nil.

@@ -67,7 +67,7 @@ func (k *keeper) stop() {
 func (m *machine) startNetwork(ctx context.Context) error {
 	n, err := network.New(m.config.Cairn.Network, network.Options{
 		Logger: consoleLogger(m.log.Printf), Hostname: m.hostname, FallbackDNS: m.config.Cairn.DNSNameservers,
-		LeaseDir: leaseDir, Moved: m.restartBound,
+		LeaseDir: leaseDir,
 	})
 	if err != nil {
 		return err
@@ -88,21 +88,6 @@ func (m *machine) startNetwork(ctx context.Context) error {
 		return err
 	}
 	return nil
-}
-
-// restartBound restarts the processes that take the machine's address when they start: certificates, the address of the
-// Kubernetes service and that of the node follow from it. Pods keep running.
-func (m *machine) restartBound() {
-	m.mu.Lock()
-	s := m.supervisor
-	m.mu.Unlock()
-	if s == nil {
-		return // not started yet
-	}
-	m.log.Print("the machine has another address: restarting control and node")
-	if err := errors.Join(s.Restart("control"), s.Restart("node")); err != nil {
-		m.log.Print(err)
-	}
 }
 
 // consoleLogger prints the records of a package that logs through slog as lines of the boot.
