@@ -95,15 +95,32 @@ func TestNativeMachine(t *testing.T) {
 	if t.Failed() {
 		return
 	}
+	t.Run("reboot", func(t *testing.T) {
+		if _, err := m.Run(within(t, time.Minute), "reboot"); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := m.Console().Wait(within(t, time.Minute), regexp.MustCompile(`^native-1 ended: code 3 <nil>`), 0); err != nil {
+			t.Fatal(err)
+		}
+		if m = startNative(outer, NativeOptions{State: state}); t.Failed() {
+			return
+		}
+		if err := Check(within(t, 3*time.Minute), m, builtImage(t), dir, testLog{t}); err != nil {
+			t.Fatal(err)
+		}
+	})
 	t.Run("power off", func(t *testing.T) {
 		if err := m.Stop(within(t, time.Minute)); err != nil {
 			t.Error(err)
 		}
-		if l, ok := m.Console().Find(regexp.MustCompile(`(?i)killed .*after`)); ok {
+		if l, ok := m.Console().Find(outlived); ok {
 			t.Errorf("a process outlived its grace period: %s", l.Text)
 		}
 	})
 }
+
+// outlived is what init says of a process that it has to kill at the end.
+var outlived = regexp.MustCompile(`killing .*did not end within`)
 
 // testSecretAtRest looks for a secret's value in the store's files.
 func testSecretAtRest(t *testing.T, m Machine, c *Cluster, state string) {

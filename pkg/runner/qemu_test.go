@@ -67,7 +67,7 @@ func TestVMFirmware(t *testing.T) {
 			if err := m.Stop(within(t, 3*time.Minute)); err != nil {
 				t.Fatal(err)
 			}
-			if l, ok := m.Console().Find(regexp.MustCompile(`(?i)killed .*after`)); ok {
+			if l, ok := m.Console().Find(outlived); ok {
 				t.Errorf("a process outlived its grace period: %s", l.Text)
 			}
 			checkDataClean(t, m)

@@ -15,10 +15,17 @@ import (
 	"github.com/cairn-os/cairn/pkg/build/progress"
 )
 
-// diskRules is the version of what packages disk, grub and initramfs do with
-// their inputs. It must change with their code, or cached images stay as they
-// were.
-const diskRules = "1"
+// keyWithCode starts the key of an entry that the named packages of pkg/build
+// make: their sources belong to its inputs.
+func (b *Builder) keyWithCode(name string, packages ...string) (*cache.Key, error) {
+	k := cache.NewKey(name + "-" + b.o.Target)
+	for _, p := range packages {
+		if err := k.Tree(filepath.Join(b.o.Repo, "pkg/build", p)); err != nil {
+			return nil, err
+		}
+	}
+	return k, nil
+}
 
 // Image builds the disk image and all it consists of, and writes the outputs.
 // compress adds disk.img.zst, which takes a minute and which a machine that
@@ -71,8 +78,10 @@ func relink(target, link string) error {
 }
 
 func (b *Builder) initramfs(ctx context.Context, init string) (string, error) {
-	k := cache.NewKey("initramfs-" + b.o.Target)
-	k.String(diskRules)
+	k, err := b.keyWithCode("initramfs", "initramfs")
+	if err != nil {
+		return "", err
+	}
 	if err := k.File(init); err != nil {
 		return "", err
 	}
@@ -97,8 +106,11 @@ func (b *Builder) disk(ctx context.Context, parts *Parts, ramdisk string) (strin
 	if err != nil {
 		return "", err
 	}
-	k := cache.NewKey("disk-" + b.o.Target)
-	k.String(diskRules, b.o.Version, parts.Root.RootHash, fmt.Sprint(parts.Release.BuildTime))
+	k, err := b.keyWithCode("disk", "disk", "grub")
+	if err != nil {
+		return "", err
+	}
+	k.String(b.o.Version, parts.Root.RootHash, fmt.Sprint(parts.Release.BuildTime))
 	for _, p := range packages {
 		k.String(p.SHA256)
 	}
@@ -133,8 +145,11 @@ func (b *Builder) disk(ctx context.Context, parts *Parts, ramdisk string) (strin
 // compress returns out/<target>/disk.img.zst, made from raw unless it is
 // already.
 func (b *Builder) compress(ctx context.Context, raw string) (string, error) {
-	k := cache.NewKey("disk-zst-" + b.o.Target)
-	k.String(diskRules, raw) // its directory is named by its inputs
+	k, err := b.keyWithCode("disk-zst", "disk")
+	if err != nil {
+		return "", err
+	}
+	k.String(raw) // its directory is named by its inputs
 	dir, err := b.cache.Get(ctx, k, func(ctx context.Context, dir string) error {
 		return disk.Compress(ctx, raw, filepath.Join(dir, "disk.img.zst"))
 	})

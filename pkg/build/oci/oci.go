@@ -26,10 +26,6 @@ import (
 	"github.com/cairn-os/cairn/pkg/build/progress"
 )
 
-// rules is the version of what this package does with its inputs. It must
-// change with the code, or cached images stay as they were.
-const rules = "1"
-
 // Options say which image is built, and from what.
 type Options struct {
 	Repo    string // root of the source tree
@@ -65,7 +61,11 @@ func Build(ctx context.Context, o Options) (_ Image, err error) {
 		return Image{}, fmt.Errorf("image %s: %w", o.Name, err)
 	}
 	key := cache.NewKey("image-" + o.Name)
-	key.String(rules, o.Archive.Arch(), r.Tag, r.User)
+	// What this package does with its inputs is one of them.
+	if err := key.Tree(filepath.Join(o.Repo, "pkg/build/oci")); err != nil {
+		return Image{}, err
+	}
+	key.String(o.Archive.Arch(), r.Tag, r.User)
 	key.String(r.Entrypoint...)
 	for _, f := range files {
 		key.String(f.path, string(f.data), fmt.Sprint(f.mode))

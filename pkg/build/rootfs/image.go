@@ -47,7 +47,7 @@ type imageFacts struct {
 // addImage makes the image of r's tree, whose key is treeKey.
 func (r *Root) addImage(ctx context.Context, o Options, tools, treeKey string) error {
 	key := cache.NewKey("root-image-" + o.Target)
-	key.String(rules, treeKey, filepath.Base(tools))
+	key.String(treeKey, filepath.Base(tools))
 	key.String(erofsOptions...)
 	dir, err := o.Cache.Get(ctx, key, func(ctx context.Context, dir string) error {
 		image := filepath.Join(dir, imageName)

@@ -20,10 +20,6 @@ import (
 	"github.com/cairn-os/cairn/pkg/release"
 )
 
-// rules is the version of what this package does with its inputs. It must
-// change with the code, or cached trees and images stay as they were.
-const rules = "1"
-
 // Options say what goes into a root file system.
 type Options struct {
 	Repo     string // root of the source tree; empty means the working directory
@@ -78,7 +74,10 @@ func build(ctx context.Context, o Options) (*Root, error) {
 	}
 	a := assembly{Options: o, recipe: recipe, packages: pkgs, tools: tools}
 	key := cache.NewKey("root-tree-" + o.Target)
-	key.String(rules)
+	// What this package does with its inputs is one of them.
+	if err := key.Tree(filepath.Join(o.Repo, "pkg/build/rootfs")); err != nil {
+		return nil, err
+	}
 	if err := a.addInputs(key, recipeFile); err != nil {
 		return nil, err
 	}

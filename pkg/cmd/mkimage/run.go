@@ -84,7 +84,8 @@ func run(ctx context.Context, o runOptions, out io.Writer) (err error) {
 		}
 		defer func() { err = errors.Join(err, restore()) }()
 	}
-	m, stop, err := start(ctx, o, built, input, out)
+	// The machine does not end with ctx: it is ended in order, below.
+	m, stop, err := start(context.WithoutCancel(ctx), o, built, input, out)
 	if err != nil {
 		return err
 	}
@@ -100,7 +101,7 @@ func run(ctx context.Context, o runOptions, out io.Writer) (err error) {
 	case <-m.Done():
 		return nil
 	case <-ctx.Done():
-		return stop()
+		return m.Kill()
 	}
 }
 
@@ -119,7 +120,7 @@ func start(ctx context.Context, o runOptions, built *image.Output, input io.Read
 	}
 	end := func(stop func(context.Context) error) func() error {
 		return func() error {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
+			ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 			defer cancel()
 			return errors.Join(stop(ctx), log.Close())
 		}
