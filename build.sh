@@ -4,6 +4,7 @@
 # Go can run it.
 set -euo pipefail
 cd "$(dirname "$0")"
+export PATH="$PATH:/usr/sbin:/sbin" && umask 022 # depmod for every user; modes of the image for none
 
 usage() {
 	cat <<-'END'

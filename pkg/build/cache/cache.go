@@ -89,8 +89,9 @@ func (k *Key) File(path string) error {
 	return nil
 }
 
-// Tree adds every file below dir: relative names, modes, link targets and
-// contents, in lexical order.
+// Tree adds every file below dir: relative names, types, link targets and
+// contents, and whether the owner may execute it, in lexical order. Other
+// permissions do not count: a checkout has them from its user's umask.
 func (k *Key) Tree(dir string) error {
 	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -104,7 +105,7 @@ func (k *Key) Tree(dir string) error {
 		if err != nil {
 			return err
 		}
-		k.String(rel, info.Mode().String())
+		k.String(rel, keptMode(info.Mode()).String())
 		switch {
 		case info.Mode().IsRegular():
 			return k.File(path)
@@ -117,6 +118,17 @@ func (k *Key) Tree(dir string) error {
 		}
 		return nil
 	})
+}
+
+// keptMode is m with the permissions that git gives a file under umask 022.
+func keptMode(m fs.FileMode) fs.FileMode {
+	switch {
+	case m&fs.ModeSymlink != 0:
+		return m
+	case m.IsDir() || m&0o100 != 0:
+		return m.Type() | 0o755
+	}
+	return m.Type() | 0o644
 }
 
 // Sum is the hash of the inputs so far, in hex.

@@ -92,10 +92,16 @@ func TestKeys(t *testing.T) {
 		t.Error("a changed file leaves the tree's key as it was")
 	}
 	changed := treeSum()
+	if err := errors.Join(os.Chmod(path, 0o660), os.Chmod(tree, 0o770)); err != nil {
+		t.Fatal(err)
+	}
+	if treeSum() != changed {
+		t.Error("another umask gives the tree another key")
+	}
 	if err := os.Chmod(path, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if treeSum() == changed {
-		t.Error("a changed mode leaves the tree's key as it was")
+		t.Error("a file that became a program leaves the tree's key as it was")
 	}
 }
