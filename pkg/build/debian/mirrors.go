@@ -3,6 +3,7 @@ package debian
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 )
@@ -26,12 +27,12 @@ func machineMirrors(ctx context.Context) (mirrors, error) {
 	if err != nil {
 		return mirrors{}, err
 	}
-	return parseMirrors(string(out)), nil
+	return parseMirrors(string(out), os.ReadFile), nil
 }
 
 // parseMirrors reads lines of a repository's URI and its release name. The
 // first Debian release of each kind counts; other repositories do not.
-func parseMirrors(lines string) mirrors {
+func parseMirrors(lines string, readFile func(string) ([]byte, error)) mirrors {
 	m := defaultMirrors
 	var haveMain, haveSecurity bool
 	for line := range strings.Lines(lines) {
@@ -43,6 +44,9 @@ func parseMirrors(lines string) mirrors {
 		if !slices.Contains(debianSuites, base) {
 			continue
 		}
+		if uri, ok = webAddress(uri, readFile); !ok {
+			continue
+		}
 		switch {
 		case kind == "" && !haveMain:
 			m.main, haveMain = strings.TrimSuffix(uri, "/"), true
@@ -51,6 +55,26 @@ func parseMirrors(lines string) mirrors {
 		}
 	}
 	return m
+}
+
+// webAddress returns the address by which single files of a repository can be
+// fetched. Debian's cloud images name a list of mirrors (apt-transport-mirror(1)):
+// its first line counts. A CD has nothing for us.
+func webAddress(uri string, readFile func(string) ([]byte, error)) (string, bool) {
+	if list, ok := strings.CutPrefix(uri, "mirror+file:"); ok {
+		data, err := readFile(strings.TrimSuffix(list, "/"))
+		if err != nil {
+			return "", false
+		}
+		uri = ""
+		for line := range strings.Lines(string(data)) {
+			if fields := strings.Fields(line); len(fields) > 0 && !strings.HasPrefix(fields[0], "#") {
+				uri = fields[0]
+				break
+			}
+		}
+	}
+	return uri, strings.HasPrefix(uri, "http://") || strings.HasPrefix(uri, "https://")
 }
 
 // debianSuites are the releases by which a repository is known to be Debian's.

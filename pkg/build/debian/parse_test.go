@@ -13,6 +13,12 @@ import (
 const digest = "9f5783fa48239e42260d41846fbc6c8b19c233251063524456096195660eaa09"
 
 func TestParseMirrors(t *testing.T) {
+	lists := func(path string) ([]byte, error) {
+		if path == "/etc/apt/mirrors/debian.list" || path == "///etc/apt/mirrors/debian.list" {
+			return []byte("# as installed\nhttps://mirror.example/debian priority:1\nhttps://second.example/debian\n"), nil
+		}
+		return nil, fs.ErrNotExist
+	}
 	for _, tt := range []struct {
 		name, lines string
 		want        mirrors
@@ -24,8 +30,15 @@ func TestParseMirrors(t *testing.T) {
 		{"backports only are no main archive", "https://mirror.example/b bookworm-backports\n", defaultMirrors},
 		{"old name of security", "https://mirror.example/sec buster/updates\nhttps://mirror.example/s bullseye-security/updates\n",
 			mirrors{defaultMirrors.main, "https://mirror.example/s"}},
+		{"a cloud image's list of mirrors", "mirror+file:/etc/apt/mirrors/debian.list/ bookworm\n",
+			mirrors{"https://mirror.example/debian", defaultMirrors.security}},
+		{"the same with slashes", "mirror+file:///etc/apt/mirrors/debian.list trixie\n",
+			mirrors{"https://mirror.example/debian", defaultMirrors.security}},
+		{"a list that is gone", "mirror+file:/etc/apt/mirrors/none.list/ bookworm\n", defaultMirrors},
+		{"installed from a CD", "cdrom://[Debian 12]/ bookworm\nhttps://mirror.example/debian/ bookworm\n",
+			mirrors{"https://mirror.example/debian", defaultMirrors.security}},
 	} {
-		if got := parseMirrors(tt.lines); got != tt.want {
+		if got := parseMirrors(tt.lines, lists); got != tt.want {
 			t.Errorf("%s: parseMirrors = %+v; want %+v", tt.name, got, tt.want)
 		}
 	}
