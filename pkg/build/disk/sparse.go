@@ -59,27 +59,30 @@ func compress(ctx context.Context, dst io.Writer, src io.Reader) error {
 	return ctx.Err()
 }
 
-// Copy copies an image and keeps its holes.
-func Copy(in, out string) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("copy %s: %w", in, err)
-		}
-	}()
+// Copy copies an image and keeps its holes. It replaces out when the copy is
+// whole.
+func Copy(in, out string) error {
 	src, err := os.Open(in)
 	if err != nil {
-		return err
+		return fmt.Errorf("copy: %w", err)
 	}
 	defer src.Close()
+	tmp := out + ".tmp"
+	dst, err := os.Create(tmp)
+	if err != nil {
+		return fmt.Errorf("copy: %w", err)
+	}
+	if err := errors.Join(copySparse(dst, src), dst.Close()); err != nil {
+		return errors.Join(fmt.Errorf("copy %s: %w", in, err), os.Remove(tmp))
+	}
+	return os.Rename(tmp, out)
+}
+
+func copySparse(dst, src *os.File) error {
 	info, err := src.Stat()
 	if err != nil {
 		return err
 	}
-	dst, err := os.Create(out)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, dst.Close()) }()
 	if err := dst.Truncate(info.Size()); err != nil {
 		return err
 	}

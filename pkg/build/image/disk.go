@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,22 +16,43 @@ import (
 	"github.com/cairn-os/cairn/pkg/build/progress"
 )
 
-// keyWithCode starts the key of an entry that the named packages of pkg/build
-// make: their sources belong to its inputs.
+// keyWithCode starts the key of an entry that the named packages below pkg
+// make: their sources belong to its inputs, and the versions of what they
+// import.
 func (b *Builder) keyWithCode(name string, packages ...string) (*cache.Key, error) {
 	k := cache.NewKey(name + "-" + b.o.Target)
 	for _, p := range packages {
-		if err := k.Tree(filepath.Join(b.o.Repo, "pkg/build", p)); err != nil {
+		if err := k.Tree(filepath.Join(b.o.Repo, "pkg", p)); err != nil {
 			return nil, err
 		}
 	}
-	return k, nil
+	return k, k.File(filepath.Join(b.o.Repo, "go.mod"))
+}
+
+// lock keeps other builds away: the go command leaves all programs of an
+// architecture in one folder of the cache, and they must not change while
+// images are made of them.
+func (b *Builder) lock(ctx context.Context) (unlock func(), err error) {
+	path := filepath.Join(b.cache.Dir(), "build-"+b.o.Target+".lock")
+	now, cancel := context.WithCancel(ctx)
+	cancel() // tries once
+	if unlock, err = cache.Lock(now, path); !errors.Is(err, context.Canceled) {
+		return unlock, err
+	}
+	step := progress.FromContext(ctx).Start("wait for another build")
+	defer step.Done(&err)
+	return cache.Lock(ctx, path)
 }
 
 // Image builds the disk image and all it consists of, and writes the outputs.
 // compress adds disk.img.zst, which takes a minute and which a machine that
 // runs here does not need.
 func (b *Builder) Image(ctx context.Context, compress bool) (*Output, error) {
+	unlock, err := b.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	parts, err := b.Parts(ctx)
 	if err != nil {
 		return nil, err
@@ -78,7 +100,7 @@ func relink(target, link string) error {
 }
 
 func (b *Builder) initramfs(ctx context.Context, init string) (string, error) {
-	k, err := b.keyWithCode("initramfs", "initramfs")
+	k, err := b.keyWithCode("initramfs", "build/initramfs")
 	if err != nil {
 		return "", err
 	}
@@ -106,7 +128,7 @@ func (b *Builder) disk(ctx context.Context, parts *Parts, ramdisk string) (strin
 	if err != nil {
 		return "", err
 	}
-	k, err := b.keyWithCode("disk", "disk", "grub")
+	k, err := b.keyWithCode("disk", "build/disk", "build/grub", "partition", "slot")
 	if err != nil {
 		return "", err
 	}
@@ -145,7 +167,7 @@ func (b *Builder) disk(ctx context.Context, parts *Parts, ramdisk string) (strin
 // compress returns out/<target>/disk.img.zst, made from raw unless it is
 // already.
 func (b *Builder) compress(ctx context.Context, raw string) (string, error) {
-	k, err := b.keyWithCode("disk-zst", "disk")
+	k, err := b.keyWithCode("disk-zst", "build/disk")
 	if err != nil {
 		return "", err
 	}
@@ -157,13 +179,10 @@ func (b *Builder) compress(ctx context.Context, raw string) (string, error) {
 		return "", err
 	}
 	to := filepath.Join(b.Dir(), "disk.img.zst")
-	if err := os.Remove(to); err != nil && !os.IsNotExist(err) {
-		return "", err
-	}
 	return to, disk.Copy(filepath.Join(dir, "disk.img.zst"), to)
 }
 
-// describe writes the manifest and the summary.
+// describe writes the summary and, of what is to be given away, the manifest.
 func (b *Builder) describe(parts *Parts, ramdisk string, out *Output) error {
 	m := manifest{Info: parts.Release, KernelSource: parts.Kernel.Source, Manifest: parts.Root.Manifest}
 	var text strings.Builder
@@ -188,5 +207,8 @@ func (b *Builder) describe(parts *Parts, ramdisk string, out *Output) error {
 		fmt.Fprintf(&text, "  %-36s %8.1f MB  %s\n", f.name, float64(info.Size())/1e6, f.path)
 	}
 	out.Summary = text.String()
+	if out.Compressed == "" {
+		return nil // the manifest there, if any, belongs to the disk.img.zst there
+	}
 	return writeManifest(filepath.Join(b.Dir(), "manifest.json"), m)
 }
