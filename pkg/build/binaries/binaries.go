@@ -18,6 +18,7 @@ import (
 	"strings"
 
 	"github.com/cairn-os/cairn/pkg/build/cache"
+	"github.com/cairn-os/cairn/pkg/build/child"
 	"github.com/cairn-os/cairn/pkg/build/debian"
 	"github.com/cairn-os/cairn/pkg/build/progress"
 	"github.com/cairn-os/cairn/pkg/release"
@@ -164,6 +165,7 @@ func goCommand(ctx context.Context, repo string, env []string, args ...string) e
 	cmd.Env = slices.Concat(os.Environ(), []string{"GOFLAGS=", "GOOS=linux"}, env)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
+	child.Bind(cmd)
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()

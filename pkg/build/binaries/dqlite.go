@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/cairn-os/cairn/pkg/build/cache"
+	"github.com/cairn-os/cairn/pkg/build/child"
 	"github.com/cairn-os/cairn/pkg/build/progress"
 )
 
@@ -100,6 +101,7 @@ func buildDqlite(ctx context.Context, source, dir, cc string, t target) (err err
 		cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 		cmd.Dir = work
 		cmd.Env = slices.Concat(os.Environ(), []string{"LC_ALL=C", "ARFLAGS=crD"})
+		child.Bind(cmd)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w\n%s", argv[0], err, tail(out, 2000))
 		}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/cairn-os/cairn/pkg/build/cache"
+	"github.com/cairn-os/cairn/pkg/build/child"
 	"github.com/cairn-os/cairn/pkg/build/debian"
 	"github.com/cairn-os/cairn/pkg/build/progress"
 )
@@ -251,7 +252,8 @@ func (b *builder) make(ctx context.Context, onLine func(string), args ...string)
 	var out lines
 	out.on = onLine
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := runGroup(cmd); err != nil {
+	child.Bind(cmd)
+	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
 			return errors.Join(ctx.Err(), err)
 		}

@@ -2,20 +2,8 @@ package kernel
 
 import (
 	"bytes"
-	"os/exec"
 	"strings"
-	"syscall"
-	"time"
 )
-
-// runGroup runs cmd in a process group of its own and kills all of the group
-// when the context ends: make leaves its compilers behind otherwise.
-func runGroup(cmd *exec.Cmd) error {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = 5 * time.Second
-	return cmd.Run()
-}
 
 // tailLines is how much of a failed make's output an error shows.
 const tailLines = 40

@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/cairn-os/cairn/pkg/build/binaries"
+	"github.com/cairn-os/cairn/pkg/build/child"
 	"github.com/cairn-os/cairn/pkg/build/progress"
 )
 
@@ -162,6 +163,7 @@ func run(ctx context.Context, o Options, lane string, c command, r *results) (er
 	defer step.Done(&err)
 	cmd := exec.CommandContext(ctx, c.argv[0], c.argv[1:]...)
 	cmd.Env = slices.Concat(os.Environ(), c.env, []string{Variable + "=" + lane, "CAIRN_IMAGES=" + o.Images})
+	child.Bind(cmd) // tests start machines, which must not outlive a run
 	if !c.test {
 		out, err := cmd.CombinedOutput()
 		if err != nil {
