@@ -40,7 +40,7 @@ func runCommand() *cobra.Command {
 			"Without --check the console stays attached until the machine is off. Meanwhile, in a\n" +
 			"second terminal:\n\n" +
 			"  export KUBECONFIG=out/run/kubeconfig\n  out/run/kubectl get nodes\n" +
-			"  ssh -i out/run/ssh_key -p 2222 root@127.0.0.1 cairnctl status\n\n" +
+			"  ssh -i out/run/ssh_key -p 2222 -o NoHostAuthenticationForLocalhost=yes root@127.0.0.1 cairnctl status\n\n" +
 			"Ctrl-A X leaves the console and pulls the plug.",
 		Example: "  ./build.sh run --check\n  ./build.sh run --firmware uefi --memory 512\n  ./build.sh run --native --check",
 		Args:    cobra.NoArgs,
