@@ -74,9 +74,12 @@ func build(ctx context.Context, o Options) (*Root, error) {
 	}
 	a := assembly{Options: o, recipe: recipe, packages: pkgs, tools: tools}
 	key := cache.NewKey("root-tree-" + o.Target)
-	// What this package does with its inputs is one of them.
-	if err := key.Tree(filepath.Join(o.Repo, "pkg/build/rootfs")); err != nil {
-		return nil, err
+	// What is done with the inputs is one of them: by this package, by those
+	// that it imports, and by Debian's unpacking.
+	for _, code := range []string{"pkg/build/rootfs", "pkg/build/debian/unpack.go", "go.mod"} {
+		if err := key.Tree(filepath.Join(o.Repo, code)); err != nil {
+			return nil, err
+		}
 	}
 	if err := a.addInputs(key, recipeFile); err != nil {
 		return nil, err
@@ -110,6 +113,9 @@ func (a *assembly) addInputs(key *cache.Key, recipeFile string) error {
 	}
 	if err := key.Tree(a.overlay()); err != nil {
 		return err
+	}
+	for _, p := range slices.Sorted(maps.Keys(binaries.Links)) {
+		key.String(p, binaries.Links[p])
 	}
 	for _, files := range []map[string]string{a.Programs.Files, a.Extra} {
 		for _, p := range slices.Sorted(maps.Keys(files)) {
