@@ -42,6 +42,13 @@ func New(ctx context.Context, o Options) (*Builder, error) {
 	if o.Target != "amd64" {
 		return nil, fmt.Errorf("target %q: only amd64 is built so far", o.Target)
 	}
+	machine, err := debian.MachineArch()
+	if err != nil {
+		return nil, err
+	}
+	if machine != o.Target {
+		return nil, fmt.Errorf("target %s is built on %s machines only so far; this one is %s", o.Target, o.Target, machine)
+	}
 	c, err := cache.Open("")
 	if err != nil {
 		return nil, err
