@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"testing"
@@ -33,11 +34,12 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
-// testLog writes a machine's console and the timeline to the test's log.
-type testLog struct{ t *testing.T }
-
-func (l testLog) Write(p []byte) (int, error) {
-	l.t.Helper()
-	l.t.Logf("%s", p)
-	return len(p), nil
+// check follows m to a served page and logs the timeline.
+func check(ctx context.Context, t *testing.T, m Machine, built *image.Output, dir string) {
+	t.Helper()
+	var out bytes.Buffer
+	if err := Check(ctx, m, built, dir, &out); err != nil {
+		t.Fatalf("%v\n%s", err, out.String())
+	}
+	t.Logf("%s:\n%s", m.Name(), out.String())
 }

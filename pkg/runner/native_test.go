@@ -69,9 +69,7 @@ func TestNativeMachine(t *testing.T) {
 	outer, dir := t, t.TempDir()
 	state := filepath.Join(dir, "state")
 	m := startNative(t, NativeOptions{State: state})
-	if err := Check(within(t, 3*time.Minute), m, builtImage(t), dir, testLog{t}); err != nil {
-		t.Fatal(err)
-	}
+	check(within(t, 3*time.Minute), t, m, builtImage(t), dir)
 	cluster, err := Connect(filepath.Join(dir, "kubeconfig"))
 	if err != nil {
 		t.Fatal(err)
@@ -87,9 +85,7 @@ func TestNativeMachine(t *testing.T) {
 			t.Fatal(err)
 		}
 		again := startNative(outer, NativeOptions{State: state})
-		if err := Check(within(t, 3*time.Minute), again, builtImage(t), dir, testLog{t}); err != nil {
-			t.Fatal(err)
-		}
+		check(within(t, 3*time.Minute), t, again, builtImage(t), dir)
 		m = again
 	})
 	if t.Failed() {
@@ -105,9 +101,7 @@ func TestNativeMachine(t *testing.T) {
 		if m = startNative(outer, NativeOptions{State: state}); t.Failed() {
 			return
 		}
-		if err := Check(within(t, 3*time.Minute), m, builtImage(t), dir, testLog{t}); err != nil {
-			t.Fatal(err)
-		}
+		check(within(t, 3*time.Minute), t, m, builtImage(t), dir)
 	})
 	t.Run("power off", func(t *testing.T) {
 		if err := m.Stop(within(t, time.Minute)); err != nil {

@@ -61,9 +61,7 @@ func TestVMFirmware(t *testing.T) {
 		t.Run(string(firmware), func(t *testing.T) {
 			m := newTestVM(t, built, VMOptions{Firmware: firmware})
 			power(t, m)
-			if err := Check(within(t, bootLimit), m, built, m.o.Dir, testLog{t}); err != nil {
-				t.Fatal(err)
-			}
+			check(within(t, bootLimit), t, m, built, m.o.Dir)
 			if err := m.Stop(within(t, 3*time.Minute)); err != nil {
 				t.Fatal(err)
 			}

@@ -98,9 +98,9 @@ func (s *Store) Write(state slot.State) error {
 
 var errReadBack = errors.New("the file system did not keep what was written")
 
-// overwrite writes data over the start of the file in place. Only when the
-// file is missing, too short or not a file, so that it holds nothing that
-// could be lost, it is made anew.
+// overwrite writes data over the file in place. Only a file that is missing,
+// of another length or not a file, so that it holds nothing that could be lost,
+// is made anew or cut.
 func overwrite(path string, data []byte) (err error) {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -122,6 +122,13 @@ func overwrite(path string, data []byte) (err error) {
 	if _, err := f.WriteAt(data, 0); err != nil {
 		return err
 	}
+	// A rest behind the state would count as variables, and GRUB does not
+	// write to a file that does not end in padding.
+	if info != nil && info.Size() > int64(len(data)) {
+		if err := f.Truncate(int64(len(data))); err != nil {
+			return err
+		}
+	}
 	if err := f.Sync(); err != nil {
 		return err
 	}
@@ -132,7 +139,7 @@ func overwrite(path string, data []byte) (err error) {
 	if !bytes.Equal(back, data) {
 		return fmt.Errorf("%s: %w", path, errReadBack)
 	}
-	if info == nil || info.Size() < int64(len(data)) {
+	if info == nil || info.Size() != int64(len(data)) {
 		return syncDir(filepath.Dir(path))
 	}
 	return nil

@@ -104,6 +104,9 @@ func TestWriteRepairsADamagedCopy(t *testing.T) {
 		"missing":   os.Remove,
 		"empty":     func(p string) error { return os.Truncate(p, 0) },
 		"nonsense":  func(p string) error { return os.WriteFile(p, make([]byte, 2000), 0o644) },
+		"of two sectors": func(p string) error {
+			return os.WriteFile(p, []byte(strings.Repeat("#", slot.Size)+"\nseq=7\ntries=1\n"), 0o644)
+		},
 		"directory": func(p string) error { return errors.Join(os.Remove(p), os.Mkdir(p, 0o755)) },
 	} {
 		s, paths := installed(t)

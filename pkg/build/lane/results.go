@@ -91,8 +91,8 @@ func (r *results) end(name string, e event, output *bytes.Buffer, out io.Writer)
 	if e.Elapsed >= 5 && e.Action == "pass" {
 		fmt.Fprintf(out, "     %s%s\n", name, duration(e.Elapsed))
 		for line := range strings.Lines(output.String()) {
-			if strings.Contains(line, "_test.go:") { // figures that the test logged
-				fmt.Fprintf(out, "     %s", line)
+			if !strings.HasPrefix(line, "===") && !strings.HasPrefix(strings.TrimSpace(line), "---") {
+				fmt.Fprintf(out, "     %s", line) // figures that the test logged
 			}
 		}
 	}
