@@ -1,9 +1,11 @@
 package grubenv
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -118,6 +120,9 @@ func TestWriteRepairsADamagedCopy(t *testing.T) {
 		}
 		if got, err := s.Read(); err != nil || got != next {
 			t.Errorf("%s: Read = %v, %v; want %v", name, got, err, next)
+		}
+		if data, err := os.ReadFile(paths[1]); err != nil || !bytes.Equal(data, encode(t, next)) {
+			t.Errorf("%s: the file then: %q, %v; want the state and nothing else", name, data, err)
 		}
 	}
 }
