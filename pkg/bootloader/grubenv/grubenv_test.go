@@ -103,9 +103,9 @@ func TestWriteRepairsADamagedCopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, damage := range map[string]func(string) error{
-		"missing":   os.Remove,
-		"empty":     func(p string) error { return os.Truncate(p, 0) },
-		"nonsense":  func(p string) error { return os.WriteFile(p, make([]byte, 2000), 0o644) },
+		"missing":  os.Remove,
+		"empty":    func(p string) error { return os.Truncate(p, 0) },
+		"nonsense": func(p string) error { return os.WriteFile(p, make([]byte, 2000), 0o644) },
 		"of two sectors": func(p string) error {
 			return os.WriteFile(p, []byte(strings.Repeat("#", slot.Size)+"\nseq=7\ntries=1\n"), 0o644)
 		},
