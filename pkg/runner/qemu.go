@@ -155,6 +155,9 @@ func (m *VM) Run(ctx context.Context, line string) (string, error) { return m.sh
 // PowerButton presses the machine's power button.
 func (m *VM) PowerButton(ctx context.Context) error { return m.machine.PowerButton(ctx) }
 
+// CtrlAltDel presses these keys on the machine's keyboard.
+func (m *VM) CtrlAltDel(ctx context.Context) error { return m.machine.CtrlAltDel(ctx) }
+
 // Emulated says how the machine's processor comes about.
 func (m *VM) Emulated() string {
 	if m.machine.KVM {

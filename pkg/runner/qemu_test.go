@@ -62,6 +62,9 @@ func TestVMFirmware(t *testing.T) {
 			m := newTestVM(t, built, VMOptions{Firmware: firmware})
 			power(t, m)
 			check(within(t, bootLimit), t, m, built, m.o.Dir)
+			if firmware == vm.UEFI {
+				testCtrlAltDel(t, m)
+			}
 			if err := m.Stop(within(t, 3*time.Minute)); err != nil {
 				t.Fatal(err)
 			}
@@ -70,6 +73,23 @@ func TestVMFirmware(t *testing.T) {
 			}
 			checkDataClean(t, m)
 		})
+	}
+}
+
+// testCtrlAltDel presses the keys and expects an orderly stop and a new boot.
+func testCtrlAltDel(t *testing.T, m *VM) {
+	t.Helper()
+	from := m.Console().Len()
+	if err := m.CtrlAltDel(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx := within(t, 5*time.Minute)
+	for _, want := range []string{`cairn: the node is down: reboot`, `Linux version`, `services started`} {
+		_, n, err := m.Console().Wait(ctx, regexp.MustCompile(want), from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		from = n
 	}
 }
 

@@ -15,13 +15,18 @@ import (
 // own; QEMU serves one at a time.
 // https://www.qemu.org/docs/master/interop/qmp-spec.html
 func (m *Machine) command(ctx context.Context, name string) error {
-	if err := qmp(ctx, filepath.Join(m.dir, "qmp"), name); err != nil {
+	return m.commandWith(ctx, name, nil)
+}
+
+// commandWith runs a command of QMP with its arguments.
+func (m *Machine) commandWith(ctx context.Context, name string, arguments any) error {
+	if err := qmp(ctx, filepath.Join(m.dir, "qmp"), name, arguments); err != nil {
 		return fmt.Errorf("machine: %s: %w", name, err)
 	}
 	return nil
 }
 
-func qmp(ctx context.Context, socket, name string) error {
+func qmp(ctx context.Context, socket, name string, arguments any) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
@@ -35,16 +40,18 @@ func qmp(ctx context.Context, socket, name string) error {
 	if _, err := in.ReadBytes('\n'); err != nil { // the greeting
 		return err
 	}
-	for _, execute := range []string{"qmp_capabilities", name} {
-		if err := call(conn, in, execute); err != nil {
-			return err
-		}
+	if err := call(conn, in, "qmp_capabilities", nil); err != nil {
+		return err
 	}
-	return nil
+	return call(conn, in, name, arguments)
 }
 
-func call(conn net.Conn, in *bufio.Reader, execute string) error {
-	if err := json.NewEncoder(conn).Encode(map[string]string{"execute": execute}); err != nil {
+func call(conn net.Conn, in *bufio.Reader, execute string, arguments any) error {
+	request := struct {
+		Execute   string `json:"execute"`
+		Arguments any    `json:"arguments,omitempty"`
+	}{execute, arguments}
+	if err := json.NewEncoder(conn).Encode(request); err != nil {
 		return err
 	}
 	for {

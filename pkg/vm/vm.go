@@ -130,6 +130,15 @@ func (m *Machine) Kill() error {
 // PowerButton presses the ACPI power button.
 func (m *Machine) PowerButton(ctx context.Context) error { return m.command(ctx, "system_powerdown") }
 
+// CtrlAltDel presses these keys.
+func (m *Machine) CtrlAltDel(ctx context.Context) error {
+	type key struct {
+		Type string `json:"type"`
+		Data string `json:"data"`
+	}
+	return m.commandWith(ctx, "send-key", map[string][]key{"keys": {{"qcode", "ctrl"}, {"qcode", "alt"}, {"qcode", "delete"}}})
+}
+
 // Reset presses the reset button.
 func (m *Machine) Reset(ctx context.Context) error { return m.command(ctx, "system_reset") }
 
