@@ -30,6 +30,10 @@ type Options struct {
 	Logger    *slog.Logger
 	// MaxHistory bounds the number of revisions kept; 0 is the default.
 	MaxHistory int64
+	// Confirm returns nil once it is certain that no other Backend could have
+	// written to the database before Confirm was called: this member still
+	// leads. Answers about the present wait for it. nil: there are no others.
+	Confirm func(ctx context.Context) error
 }
 
 // Backend is the key-value store. It implements kine's server.Backend, and
@@ -38,6 +42,9 @@ type Options struct {
 // Only one Backend may write to a database at a time: it knows the current
 // revision from its own writes. A second one would harm nothing (comparisons
 // are the database's), yet its reads would lag behind the first one's writes.
+// In a cluster that is the leader's, opened anew for each of its terms:
+// Options.Connector must not connect any more when the term has ended, and
+// Options.Confirm tells of a newer leader before its writes could be missed.
 type Backend struct {
 	log        *slog.Logger
 	db         *sql.DB
@@ -45,6 +52,7 @@ type Backend struct {
 	writer     *writer
 	feed       *feed
 	maxHistory int64
+	confirm    func(context.Context) error
 
 	current   atomic.Int64 // newest committed revision known; set before a write is acknowledged
 	compacted atomic.Int64 // set before rows go
@@ -61,11 +69,14 @@ var _ server.Backend = (*Backend)(nil)
 // Open prepares the database and starts the Backend's goroutines.
 func Open(ctx context.Context, o Options) (*Backend, error) {
 	b := &Backend{
-		log: o.Logger, db: sql.OpenDB(o.Connector), maxHistory: o.MaxHistory,
+		log: o.Logger, db: sql.OpenDB(o.Connector), maxHistory: o.MaxHistory, confirm: o.Confirm,
 		sweepPoke: make(chan struct{}, 1), stopped: make(chan struct{}),
 	}
 	if b.maxHistory <= 0 {
 		b.maxHistory = defaultMaxHistory
+	}
+	if b.confirm == nil {
+		b.confirm = func(context.Context) error { return nil }
 	}
 	b.db.SetMaxOpenConns(readers)
 	b.db.SetMaxIdleConns(readers)
@@ -146,10 +157,17 @@ func advance(a *atomic.Int64, to int64) bool {
 func (b *Backend) Start(context.Context) error { return nil }
 
 // read calls fn with the revision to answer for: the given one, or for 0 the
-// current one, which it returns.
-func (b *Backend) read(revision int64, fn func(at int64) error) (int64, error) {
+// current one, which it returns. What it knows of the current revision is
+// confirmed first where the answer depends on it: revisions of the past are
+// the same for whoever reads them.
+func (b *Backend) read(ctx context.Context, revision int64, fn func(at int64) error) (int64, error) {
 	for {
 		current := b.current.Load()
+		if revision <= 0 || revision > current {
+			if err := b.confirm(ctx); err != nil {
+				return current, toEtcd(err)
+			}
+		}
 		at := revision
 		switch {
 		case revision <= 0:
@@ -176,7 +194,7 @@ func (b *Backend) read(revision int64, fn func(at int64) error) (int64, error) {
 // key that does not exist is nil.
 func (b *Backend) Get(ctx context.Context, key string, revision int64, keysOnly bool) (int64, *server.KeyValue, error) {
 	var found *row
-	rev, err := b.read(revision, func(at int64) (err error) {
+	rev, err := b.read(ctx, revision, func(at int64) (err error) {
 		found, err = b.reader.get(ctx, key, at)
 		return err
 	})
@@ -193,7 +211,7 @@ func (b *Backend) Get(ctx context.Context, key string, revision int64, keysOnly 
 // revision, 0 for now, in order and at most limit of them, 0 for all.
 func (b *Backend) List(ctx context.Context, key, end string, limit, revision int64, keysOnly bool) (int64, []*server.KeyValue, error) {
 	var kvs []*server.KeyValue
-	rev, err := b.read(revision, func(at int64) (err error) {
+	rev, err := b.read(ctx, revision, func(at int64) (err error) {
 		kvs, err = b.reader.list(ctx, newRange(key, end), limit, at, keysOnly)
 		return err
 	})
@@ -203,7 +221,7 @@ func (b *Backend) List(ctx context.Context, key, end string, limit, revision int
 // Count returns the current revision and the number of live keys of a range.
 func (b *Backend) Count(ctx context.Context, key, end string, revision int64) (int64, int64, error) {
 	var n int64
-	rev, err := b.read(revision, func(at int64) (err error) {
+	rev, err := b.read(ctx, revision, func(at int64) (err error) {
 		n, err = b.reader.count(ctx, newRange(key, end), at)
 		return err
 	})
@@ -275,8 +293,10 @@ func (b *Backend) write(ctx context.Context, key string, value []byte, query str
 	})
 	if err == nil && !out.changed {
 		// The row that failed the comparison may be of a write whose outcome
-		// was lost. Who is refused because of it must be able to read it.
-		err = b.observe(ctx)
+		// was lost. Who is refused because of it must be able to read it. And
+		// nothing was written, so no majority has agreed that this is the
+		// present.
+		err = errors.Join(b.observe(ctx), b.confirm(ctx))
 	}
 	return out, toEtcd(err)
 }
@@ -303,7 +323,10 @@ func (b *Backend) WaitForSyncTo(revision int64) { b.feed.waitFor(context.Backgro
 
 // CurrentRevision returns the revision of the last acknowledged write or a
 // newer one.
-func (b *Backend) CurrentRevision(context.Context) (int64, error) { return b.current.Load(), nil }
+func (b *Backend) CurrentRevision(ctx context.Context) (int64, error) {
+	current := b.current.Load()
+	return current, toEtcd(b.confirm(ctx))
+}
 
 // DbSize returns the size of the database in bytes.
 func (b *Backend) DbSize(ctx context.Context) (int64, error) {
