@@ -30,6 +30,8 @@ type Options struct {
 	Logger    *slog.Logger
 	// MaxHistory bounds the number of revisions kept; 0 is the default.
 	MaxHistory int64
+	// Quota bounds the database's size in bytes; 0 is 256 MiB.
+	Quota int64
 	// Confirm returns nil once it is certain that no other Backend could have
 	// written to the database before Confirm was called: this member still
 	// leads. Answers about the present wait for it. nil: there are no others.
@@ -53,6 +55,7 @@ type Backend struct {
 	feed       *feed
 	maxHistory int64
 	confirm    func(context.Context) error
+	quota      *quota
 
 	current   atomic.Int64 // newest committed revision known; set before a write is acknowledged
 	compacted atomic.Int64 // set before rows go
@@ -69,7 +72,7 @@ var _ server.Backend = (*Backend)(nil)
 // Open prepares the database and starts the Backend's goroutines.
 func Open(ctx context.Context, o Options) (*Backend, error) {
 	b := &Backend{
-		log: o.Logger, db: sql.OpenDB(o.Connector), maxHistory: o.MaxHistory, confirm: o.Confirm,
+		log: o.Logger, db: sql.OpenDB(o.Connector), maxHistory: o.MaxHistory, confirm: o.Confirm, quota: newQuota(o.Quota),
 		sweepPoke: make(chan struct{}, 1), stopped: make(chan struct{}),
 	}
 	if b.maxHistory <= 0 {
@@ -95,6 +98,7 @@ func Open(ctx context.Context, o Options) (*Backend, error) {
 	b.start(func() { b.feed.run(run, b.observe) })
 	b.start(func() { b.sweeper(run) })
 	b.start(func() { b.expire(run) })
+	b.start(func() { b.enforceQuota(run) })
 	return b, nil
 }
 
@@ -231,6 +235,9 @@ func (b *Backend) Count(ctx context.Context, key, end string, revision int64) (i
 // Create writes a key that must not exist and returns its revision. With
 // ErrKeyExists the revision is one at which the key does.
 func (b *Backend) Create(ctx context.Context, key string, value []byte, lease int64) (int64, error) {
+	if err := b.quota.admit(key, false); err != nil {
+		return b.current.Load(), err
+	}
 	out, err := b.write(ctx, key, value, sqlCreate, []byte(key), lease, notNil(value))
 	if err != nil {
 		return b.current.Load(), err
@@ -244,6 +251,9 @@ func (b *Backend) Create(ctx context.Context, key string, value []byte, lease in
 // Update replaces a key whose latest revision is revision. When it is not,
 // the result is false with the key as it is, nil when it does not exist.
 func (b *Backend) Update(ctx context.Context, key string, value []byte, revision, lease int64) (int64, *server.KeyValue, bool, error) {
+	if err := b.quota.admit(key, true); err != nil {
+		return b.current.Load(), nil, false, err
+	}
 	out, err := b.write(ctx, key, value, sqlUpdate, []byte(key), lease, notNil(value), revision)
 	if err != nil {
 		return b.current.Load(), nil, false, err
@@ -257,6 +267,9 @@ func (b *Backend) Update(ctx context.Context, key string, value []byte, revision
 
 // Put writes a key whether or not it exists.
 func (b *Backend) Put(ctx context.Context, key string, value []byte, lease int64) (int64, error) {
+	if err := b.quota.admit(key, false); err != nil {
+		return b.current.Load(), err
+	}
 	out, err := b.write(ctx, key, value, sqlPut, []byte(key), lease, notNil(value))
 	if err != nil {
 		return b.current.Load(), err
