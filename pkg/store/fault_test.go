@@ -84,7 +84,7 @@ func openFaulty(t *testing.T, fail func(string) (error, bool)) *store.Backend {
 func openFaults(t *testing.T, dir string, f faults) *store.Backend {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelError}))
-	m, err := member.Start(dir, log)
+	m, err := member.Start(member.Options{Dir: dir, Logger: log})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,7 +30,7 @@ func start(t testing.TB, dir string) *node {
 	t.Helper()
 	logrus.SetLevel(logrus.FatalLevel)
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-	m, err := member.Start(filepath.Join(dir, "data"), log)
+	m, err := member.Start(member.Options{Dir: filepath.Join(dir, "data"), Logger: log})
 	if err != nil {
 		t.Fatal(err)
 	}

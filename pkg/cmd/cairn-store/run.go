@@ -39,7 +39,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
 	logrus.SetOutput(stderr) // kine's logger.
 	logrus.SetLevel(logrus.WarnLevel)
 
-	m, err := member.Start(*dir, log)
+	m, err := member.Start(member.Options{Dir: *dir, Logger: log})
 	if err != nil {
 		return err
 	}

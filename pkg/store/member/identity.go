@@ -1,6 +1,8 @@
 package member
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,15 +14,10 @@ import (
 	"github.com/cairn-os/cairn/pkg/atomicfile"
 )
 
-// bootstrapID is the id that dqlite wants of a cluster's first member
-// (dqlite.BootstrapID of go-dqlite, which needs cgo).
-const bootstrapID = 0x2dc171858c3155be
-
 // identityFile lies beside dqlite's own files.
 const identityFile = "identity.json"
 
-// Identity says which member of which cluster a data directory belongs to. It
-// is written once.
+// Identity says which member a data directory belongs to. It is written once.
 type Identity struct {
 	// ID is the member's number in the raft configuration.
 	ID uint64 `json:"id"`
@@ -29,18 +26,27 @@ type Identity struct {
 	Address string `json:"address"`
 }
 
-// loadIdentity reads the identity in dir. In an empty directory it writes
-// that of a new cluster's first member; a directory with data and without
-// identity is refused, for guessing would split a cluster.
-func loadIdentity(dir string) (Identity, error) {
+// ReadIdentity returns the identity in dir. The error wraps fs.ErrNotExist if
+// there is none.
+func ReadIdentity(dir string) (Identity, error) {
 	path := filepath.Join(dir, identityFile)
 	data, err := os.ReadFile(path)
-	if err == nil {
-		return parseIdentity(path, data)
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
 		return Identity{}, fmt.Errorf("identity: %w", err)
 	}
+	return parseIdentity(path, data)
+}
+
+// loadIdentity reads the identity in dir. In an empty directory it writes a
+// new one: with join that of a member that others will add, else that of a
+// new cluster's first member. A directory with data and without
+// identity is refused, for guessing would split a cluster.
+func loadIdentity(dir string, join bool) (Identity, error) {
+	id, err := ReadIdentity(dir)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return id, err
+	}
+	path := filepath.Join(dir, identityFile)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return Identity{}, fmt.Errorf("identity: %w", err)
@@ -52,8 +58,12 @@ func loadIdentity(dir string) (Identity, error) {
 		}
 		return Identity{}, fmt.Errorf("identity %s: missing, but %s is not empty: restore the file or move the directory away", path, dir)
 	}
-	id := Identity{ID: bootstrapID, Address: fmt.Sprintf("member-%016x", uint64(bootstrapID))}
-	data, err = json.MarshalIndent(id, "", "\t")
+	number := BootstrapID
+	if join {
+		number = randomID()
+	}
+	id = Identity{ID: number, Address: Name(number)}
+	data, err := json.MarshalIndent(id, "", "\t")
 	if err != nil {
 		return Identity{}, fmt.Errorf("identity: %w", err)
 	}
@@ -63,6 +73,19 @@ func loadIdentity(dir string) (Identity, error) {
 	return id, nil
 }
 
+// randomID returns an ID that no other member has. dqlite bootstraps the IDs
+// 1 and BootstrapID, so a joiner must not have them; IDs are kept out of
+// the small numbers altogether.
+func randomID() uint64 {
+	for {
+		var b [8]byte
+		_, _ = rand.Read(b[:]) // Never fails: the program ends instead.
+		if id := binary.BigEndian.Uint64(b[:]); id > 1<<32 && id != BootstrapID {
+			return id
+		}
+	}
+}
+
 func parseIdentity(path string, data []byte) (Identity, error) {
 	var id Identity
 	if err := json.Unmarshal(data, &id); err != nil {
@@ -70,6 +93,9 @@ func parseIdentity(path string, data []byte) (Identity, error) {
 	}
 	if id.ID == 0 || id.Address == "" {
 		return Identity{}, fmt.Errorf("identity %s: no id or no address", path)
+	}
+	if id.Address != Name(id.ID) {
+		return Identity{}, fmt.Errorf("identity %s: address %q is not that of id %d, which is %s", path, id.Address, id.ID, Name(id.ID))
 	}
 	return id, nil
 }

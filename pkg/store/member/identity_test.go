@@ -9,18 +9,18 @@ import (
 
 func TestIdentityIsWrittenOnce(t *testing.T) {
 	dir := t.TempDir()
-	first, err := loadIdentity(dir)
+	first, err := loadIdentity(dir, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if first.ID != bootstrapID || first.Address == "" {
+	if first.ID != BootstrapID || first.Address == "" {
 		t.Errorf("identity of a new directory = %+v; want the bootstrap id and an address", first)
 	}
 	info, err := os.Stat(filepath.Join(dir, identityFile))
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("identity file: %v, %v; want mode 0600", info, err)
 	}
-	again, err := loadIdentity(dir)
+	again, err := loadIdentity(dir, false)
 	if err != nil || again != first {
 		t.Errorf("second load = %+v, %v; want %+v", again, err, first)
 	}
@@ -31,7 +31,7 @@ func TestIdentityMissingBesideData(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "metadata1"), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if id, err := loadIdentity(dir); err == nil || !strings.Contains(err.Error(), "not empty") {
+	if id, err := loadIdentity(dir, false); err == nil || !strings.Contains(err.Error(), "not empty") {
 		t.Errorf("identity of a directory with data and no identity = %+v, %v; want an error that says so", id, err)
 	}
 }
@@ -43,25 +43,25 @@ func TestIdentityAfterPowerCut(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, ".tmp-123"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := loadIdentity(dir); err != nil {
+	if _, err := loadIdentity(dir, false); err != nil {
 		t.Errorf("identity beside a temporary file: %v; want a new one", err)
 	}
 }
 
 func TestIdentityDamaged(t *testing.T) {
-	for _, content := range []string{"", "{", "{}", `{"id":1}`, `{"address":"a"}`, `{"id":-1,"address":"a"}`, "null", "\x00\x00"} {
+	for _, content := range []string{"", "{", "{}", `{"id":1}`, `{"address":"a"}`, `{"id":1,"address":"a"}`, `{"id":-1,"address":"a"}`, "null", "\x00\x00"} {
 		dir := t.TempDir()
 		if err := os.WriteFile(filepath.Join(dir, identityFile), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if id, err := loadIdentity(dir); err == nil {
+		if id, err := loadIdentity(dir, false); err == nil {
 			t.Errorf("identity %q = %+v; want an error", content, id)
 		}
 	}
 }
 
 func FuzzIdentity(f *testing.F) {
-	f.Add([]byte(`{"id":1,"address":"a"}`))
+	f.Add([]byte(`{"id":1,"address":"member-0000000000000001"}`))
 	f.Add([]byte(`{"id":18446744073709551616}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		id, err := parseIdentity("x", data)

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/canonical/go-dqlite/v3"
 	"github.com/canonical/go-dqlite/v3/client"
@@ -18,60 +19,69 @@ import (
 )
 
 const (
-	// A snapshot every 128 entries with at least 256 kept bounds memory and
-	// disk: entries are whole pages, and the library's defaults of 1024 and
-	// 8192 keep hundreds of megabytes of them.
-	snapshotThreshold = 128
-	snapshotTrailing  = 256
 	// database is the name of the one database.
 	database = "cairn"
 	// bindAddress lets the kernel choose a free abstract name.
 	bindAddress = "@"
 )
 
-// Member is a running dqlite member.
+// Member is a running dqlite member. Its methods may be called from several
+// goroutines.
 type Member struct {
 	identity Identity
+	options  Options
 	node     *dqlite.Node
 	private  *privateNet
+	bridges  *bridges
 	log      *slog.Logger
+
+	mu   sync.Mutex
+	poll *client.Client // To the own member, for questions; nil: none yet.
 }
 
-// Start runs the member whose data is in dir, which is created when missing.
-// A directory without data becomes the first member of a new cluster.
-func Start(dir string, log *slog.Logger) (*Member, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+// Start runs the member whose data is in o.Dir.
+func Start(o Options) (*Member, error) {
+	o, err := o.withDefaults()
+	if err != nil {
 		return nil, fmt.Errorf("start member: %w", err)
 	}
-	identity, err := loadIdentity(dir)
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("start member: %w", err)
+	}
+	identity, err := loadIdentity(o.Dir, o.Join)
 	if err != nil {
 		return nil, fmt.Errorf("start member: %w", err)
 	}
 	private, err := newPrivateNet()
 	if errors.Is(err, os.ErrPermission) {
-		log.Warn("store: no right to make a network namespace: the database's socket is open to every process of this one", "error", err)
+		o.Logger.Warn("store: no right to make a network namespace: the database's socket is open to every process of this one", "error", err)
 		private = nil
 	} else if err != nil {
 		return nil, fmt.Errorf("start member: %w", err)
 	}
-	m := &Member{identity: identity, private: private, log: log}
-	if err := m.start(dir); err != nil {
+	m := &Member{identity: identity, options: o, private: private, bridges: newBridges(), log: o.Logger}
+	if err := m.start(); err != nil {
+		m.bridges.close()
 		private.close()
-		return nil, fmt.Errorf("start member %s: %w", dir, err)
+		return nil, fmt.Errorf("start member %s: %w", o.Dir, err)
 	}
 	return m, nil
 }
 
-func (m *Member) start(dir string) (err error) {
+func (m *Member) start() (err error) {
 	m.private.do(func() {
-		m.node, err = dqlite.New(m.identity.ID, m.identity.Address, dir,
+		m.node, err = dqlite.New(m.identity.ID, m.identity.Address, m.options.Dir,
 			dqlite.WithBindAddress(bindAddress),
 			dqlite.WithDialFunc(m.dial),
 			// Recovery deletes what it takes for corrupt: an operator's
 			// decision, or a healthy majority's.
 			dqlite.WithAutoRecovery(false),
+			dqlite.WithNetworkLatency(m.options.Latency),
+			dqlite.WithFailureDomain(m.options.FailureDomain),
 			dqlite.WithSnapshotParams(dqlite.SnapshotParams{
-				Threshold: snapshotThreshold, Trailing: snapshotTrailing, Strategy: dqlite.TrailingStrategyDynamic,
+				Threshold: uint64(m.options.Snapshot.Threshold),
+				Trailing:  uint64(m.options.Snapshot.Trailing),
+				Strategy:  dqlite.TrailingStrategyDynamic,
 			}))
 	})
 	if err != nil {
@@ -84,22 +94,42 @@ func (m *Member) start(dir string) (err error) {
 	return nil
 }
 
-// dial connects to the member with the given address.
-func (m *Member) dial(ctx context.Context, address string) (conn net.Conn, err error) {
-	if address != m.identity.Address {
-		return nil, fmt.Errorf("dial member %s: unknown", address)
+// ID returns the member's number.
+func (m *Member) ID() uint64 { return m.identity.ID }
+
+// Term returns the raft term that this member has stored, see [ReadTerm].
+func (m *Member) Term() (uint64, error) { return ReadTerm(m.options.Dir) }
+
+// dial connects to the member with the given address; it is called by
+// dqlite itself and by clients of the own member.
+func (m *Member) dial(ctx context.Context, address string) (net.Conn, error) {
+	if address == m.identity.Address {
+		return m.dialSelf(ctx)
 	}
+	id, err := ParseName(address)
+	if err != nil {
+		return nil, fmt.Errorf("dial: %w", err)
+	}
+	if m.options.Dial == nil {
+		return nil, fmt.Errorf("dial %s: this member knows no other", address)
+	}
+	return m.bridges.dial(id, m.options.Dial)
+}
+
+// dialSelf connects to the member's own socket.
+func (m *Member) dialSelf(ctx context.Context) (conn net.Conn, err error) {
 	running := m.private.do(func() {
 		var d net.Dialer
 		conn, err = d.DialContext(ctx, "unix", m.node.BindAddress())
 	})
 	if !running {
-		return nil, fmt.Errorf("dial member %s: %w", address, net.ErrClosed)
+		return nil, fmt.Errorf("dial %s: %w", m.identity.Address, net.ErrClosed)
 	}
 	return conn, err
 }
 
-// Connector opens connections to the database at the cluster's leader.
+// Connector opens connections to this member's own database server, which
+// accepts them only while it leads.
 func (m *Member) Connector() (driver.Connector, error) {
 	store := client.NewInmemNodeStore()
 	info := client.NodeInfo{ID: m.identity.ID, Address: m.identity.Address, Role: client.Voter}
@@ -123,10 +153,33 @@ func (m *Member) logf(level client.LogLevel, format string, args ...any) {
 
 // Close stops the member. Connections break.
 func (m *Member) Close() error {
+	m.closePoll()
 	err := m.node.Close()
+	m.bridges.close()
 	m.private.close()
 	if err != nil {
 		return fmt.Errorf("stop member: %w", err)
 	}
 	return nil
+}
+
+// Serve carries a raft connection that another member opened. It returns when
+// the connection ends, which it closes.
+func (m *Member) Serve(conn net.Conn) {
+	done := make(chan struct{})
+	running := m.bridges.run(func() {
+		defer close(done)
+		defer conn.Close()
+		local, err := m.dialSelf(m.bridges.ctx)
+		if err != nil {
+			m.log.Warn("store: raft connection", "error", err)
+			return
+		}
+		m.bridges.carry(local, conn)
+	})
+	if !running {
+		_ = conn.Close()
+		return
+	}
+	<-done
 }
