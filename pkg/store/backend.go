@@ -50,6 +50,7 @@ type Options struct {
 type Backend struct {
 	log        *slog.Logger
 	db         *sql.DB
+	codec      *codec
 	reader     *reader
 	writer     *writer
 	feed       *feed
@@ -71,8 +72,12 @@ var _ server.Backend = (*Backend)(nil)
 
 // Open prepares the database and starts the Backend's goroutines.
 func Open(ctx context.Context, o Options) (*Backend, error) {
+	values, err := newCodec()
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
 	b := &Backend{
-		log: o.Logger, db: sql.OpenDB(o.Connector), maxHistory: o.MaxHistory, confirm: o.Confirm, quota: newQuota(o.Quota),
+		log: o.Logger, db: sql.OpenDB(o.Connector), codec: values, maxHistory: o.MaxHistory, confirm: o.Confirm, quota: newQuota(o.Quota),
 		sweepPoke: make(chan struct{}, 1), stopped: make(chan struct{}),
 	}
 	if b.maxHistory <= 0 {
@@ -84,7 +89,7 @@ func Open(ctx context.Context, o Options) (*Backend, error) {
 	b.db.SetMaxOpenConns(readers)
 	b.db.SetMaxIdleConns(readers)
 	b.db.SetConnMaxIdleTime(readersIdle)
-	b.reader = newReader(b.db)
+	b.reader = newReader(b.db, b.codec)
 	b.writer = newWriter(o.Connector, o.Logger, b.committed)
 
 	b.feed = newFeed(b.reader, b.log, b.current.Load, b.compacted.Load)
@@ -238,7 +243,7 @@ func (b *Backend) Create(ctx context.Context, key string, value []byte, lease in
 	if err := b.quota.admit(key, false); err != nil {
 		return b.current.Load(), err
 	}
-	out, err := b.write(ctx, key, value, sqlCreate, []byte(key), lease, notNil(value))
+	out, err := b.write(ctx, key, value, sqlCreate, []byte(key), lease, b.codec.encode(value))
 	if err != nil {
 		return b.current.Load(), err
 	}
@@ -254,7 +259,7 @@ func (b *Backend) Update(ctx context.Context, key string, value []byte, revision
 	if err := b.quota.admit(key, true); err != nil {
 		return b.current.Load(), nil, false, err
 	}
-	out, err := b.write(ctx, key, value, sqlUpdate, []byte(key), lease, notNil(value), revision)
+	out, err := b.write(ctx, key, value, sqlUpdate, []byte(key), lease, b.codec.encode(value), revision)
 	if err != nil {
 		return b.current.Load(), nil, false, err
 	}
@@ -270,7 +275,7 @@ func (b *Backend) Put(ctx context.Context, key string, value []byte, lease int64
 	if err := b.quota.admit(key, false); err != nil {
 		return b.current.Load(), err
 	}
-	out, err := b.write(ctx, key, value, sqlPut, []byte(key), lease, notNil(value))
+	out, err := b.write(ctx, key, value, sqlPut, []byte(key), lease, b.codec.encode(value))
 	if err != nil {
 		return b.current.Load(), err
 	}
@@ -312,13 +317,6 @@ func (b *Backend) write(ctx context.Context, key string, value []byte, query str
 		err = errors.Join(b.observe(ctx), b.confirm(ctx))
 	}
 	return out, toEtcd(err)
-}
-
-func notNil(value []byte) []byte {
-	if value == nil {
-		return []byte{}
-	}
-	return value
 }
 
 // Watch sends changes to a range from revision on, 0 for those to come. A

@@ -74,13 +74,16 @@ func (r keyRange) condition(column string) string {
 
 // reader runs queries on a pool of connections; statements are prepared once.
 type reader struct {
-	db *sql.DB
+	db    *sql.DB
+	codec *codec
 
 	mu    sync.Mutex
 	stmts map[string]*sql.Stmt
 }
 
-func newReader(db *sql.DB) *reader { return &reader{db: db, stmts: map[string]*sql.Stmt{}} }
+func newReader(db *sql.DB, c *codec) *reader {
+	return &reader{db: db, codec: c, stmts: map[string]*sql.Stmt{}}
+}
 
 func (r *reader) statement(ctx context.Context, query string) (*sql.Stmt, error) {
 	r.mu.Lock()
@@ -146,10 +149,13 @@ type row struct {
 	deleted bool
 }
 
-func (r *row) scan(rows *sql.Rows) error {
-	var name []byte
-	if err := rows.Scan(&r.ModRevision, &name, &r.CreateRevision, &r.Version, &r.Lease, &r.deleted, &r.Value); err != nil {
+func (r *row) scan(rows *sql.Rows, c *codec) (err error) {
+	var name, value []byte
+	if err := rows.Scan(&r.ModRevision, &name, &r.CreateRevision, &r.Version, &r.Lease, &r.deleted, &value); err != nil {
 		return err
+	}
+	if r.Value, err = c.decode(value); err != nil {
+		return fmt.Errorf("revision %d: %w", r.ModRevision, err)
 	}
 	r.Key = string(name)
 	if r.CreateRevision == 0 {
@@ -164,7 +170,7 @@ func (r *reader) get(ctx context.Context, key string, revision int64) (*row, err
 	var found *row
 	err := r.each(ctx, sqlGet, []any{[]byte(key), revision}, func(rows *sql.Rows) error {
 		found = new(row)
-		return found.scan(rows)
+		return found.scan(rows, r.codec)
 	})
 	return found, err
 }
@@ -182,7 +188,7 @@ func (r *reader) list(ctx context.Context, in keyRange, limit, revision int64, k
 	var kvs []*server.KeyValue
 	err := r.each(ctx, sqlListHead+value+sqlListTail+in.condition("name")+sqlListEnd, []any{start, end, revision, limit}, func(rows *sql.Rows) error {
 		found := new(row)
-		if err := found.scan(rows); err != nil {
+		if err := found.scan(rows, r.codec); err != nil {
 			return err
 		}
 		kvs = append(kvs, &found.KeyValue)
@@ -206,7 +212,7 @@ func (r *reader) changes(ctx context.Context, in keyRange, after, upTo int64, li
 	start, end := in.bounds()
 	query := sqlAfterHead + in.condition("+e.name") + sqlAfterTail
 	return r.each(ctx, query, []any{start, end, after, upTo, limit}, func(rows *sql.Rows) error {
-		e, err := scanEvent(rows)
+		e, err := scanEvent(rows, r.codec)
 		if err != nil {
 			return err
 		}
@@ -214,19 +220,25 @@ func (r *reader) changes(ctx context.Context, in keyRange, after, upTo int64, li
 	})
 }
 
-func scanEvent(rows *sql.Rows) (*server.Event, error) {
+func scanEvent(rows *sql.Rows, c *codec) (*server.Event, error) {
 	var (
 		name                            []byte
 		prev                            int64
 		prevCreated, prevVersion, lease sql.NullInt64
-		prevValue                       []byte
+		value, prevValue                []byte
 		e                               = &server.Event{KV: &server.KeyValue{}}
 	)
 	kv := e.KV
-	err := rows.Scan(&kv.ModRevision, &name, &prev, &kv.CreateRevision, &kv.Version, &kv.Lease, &e.Delete, &kv.Value,
+	err := rows.Scan(&kv.ModRevision, &name, &prev, &kv.CreateRevision, &kv.Version, &kv.Lease, &e.Delete, &value,
 		&prevCreated, &prevVersion, &lease, &prevValue)
 	if err != nil {
 		return nil, err
+	}
+	if kv.Value, err = c.decode(value); err != nil {
+		return nil, fmt.Errorf("revision %d: %w", kv.ModRevision, err)
+	}
+	if prevValue, err = c.decode(prevValue); err != nil {
+		return nil, fmt.Errorf("revision %d: %w", prev, err)
 	}
 	kv.Key = string(name)
 	e.Create = prev == 0

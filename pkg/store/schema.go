@@ -23,14 +23,14 @@ var schema = []string{
 	// etcd's first revision is 1, and revision 0 means "any" to its clients:
 	// an empty store needs a row. kine's health key is that row.
 	`INSERT INTO kv (id, name, prev, created, version, lease, deleted, value)
-		SELECT 1, CAST('/registry/health' AS BLOB), 0, 0, 1, 0, 0, CAST('{"health":"true"}' AS BLOB)
+		SELECT 1, CAST('/registry/health' AS BLOB), 0, 0, 1, 0, 0, CAST(x'00' || '{"health":"true"}' AS BLOB)
 		WHERE NOT EXISTS (SELECT 1 FROM meta)`,
 	`INSERT INTO meta (one, format, compacted, swept)
-		SELECT 1, 1, 0, 0 WHERE NOT EXISTS (SELECT 1 FROM meta)`,
+		SELECT 1, 2, 0, 0 WHERE NOT EXISTS (SELECT 1 FROM meta)`,
 }
 
 // format is the version of the schema that this package reads and writes.
-const format = 1
+const format = 2
 
 // The writes. Each is one statement that inserts a row when its comparison
 // holds and none otherwise, so a comparison and its write cannot be parted.

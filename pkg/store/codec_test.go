@@ -1,0 +1,93 @@
+package store
+
+import (
+	"bytes"
+	"crypto/rand"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+func testCodec(t testing.TB) *codec {
+	t.Helper()
+	c, err := newCodec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestCodec(t *testing.T) {
+	c := testCodec(t)
+	random := make([]byte, 4000)
+	if _, err := rand.Read(random); err != nil {
+		t.Fatal(err)
+	}
+	manifest := strings.Repeat(`{"name":"a","image":"registry.example/app:1"},`, 40)
+	for name, tc := range map[string]struct {
+		value string
+		first int // byte of the column, -1 for an empty one
+	}{
+		"empty":          {"", -1},
+		"short":          {"1", codecRaw},
+		"just too short": {strings.Repeat("a", compressFrom-1), codecRaw},
+		"long enough":    {strings.Repeat("a", compressFrom), codecZstd},
+		"manifest":       {manifest, codecZstd},
+		"random":         {string(random), codecRaw},
+		"encrypted":      {"k8s:enc:secretbox:v1:key1:" + manifest, codecRaw},
+		"largest":        {strings.Repeat(manifest, maxRequestBytes/len(manifest)), codecZstd},
+	} {
+		t.Run(name, func(t *testing.T) {
+			column := c.encode([]byte(tc.value))
+			if column == nil {
+				t.Fatal("encode gives nil; the column is NOT NULL")
+			}
+			first := -1
+			if len(column) > 0 {
+				first = int(column[0])
+			}
+			if first != tc.first {
+				t.Errorf("encode starts with %d; want %d", first, tc.first)
+			}
+			if len(column) > len(tc.value)+1 {
+				t.Errorf("encode gives %d bytes for %d", len(column), len(tc.value))
+			}
+			got, err := c.decode(column)
+			if err != nil || string(got) != tc.value {
+				t.Errorf("decode gives %d bytes, %v; want the value of %d", len(got), err, len(tc.value))
+			}
+		})
+	}
+}
+
+func TestCodecRefuses(t *testing.T) {
+	c := testCodec(t)
+	packed := c.encode(bytes.Repeat([]byte("value "), 100))
+	bomb := c.encoder.EncodeAll(make([]byte, valueLimit+1), []byte{codecZstd})
+	for name, column := range map[string][]byte{
+		"unknown codec": {7, 1, 2, 3},
+		"no frame":      {codecZstd},
+		"cut frame":     packed[:len(packed)-3],
+		"too large":     bomb,
+	} {
+		if got, err := c.decode(column); status.Code(err) != codes.DataLoss {
+			t.Errorf("decode of %s = %d bytes, %v; want DataLoss", name, len(got), err)
+		}
+	}
+}
+
+func FuzzCodec(f *testing.F) {
+	c := testCodec(f)
+	f.Add([]byte(nil))
+	f.Add([]byte("k8s:enc:aescbc:v1:k:xyz"))
+	f.Add(bytes.Repeat([]byte("k8s\x00\n\x0b\n\x02v1\x12\x05Event"), 30))
+	f.Fuzz(func(t *testing.T, value []byte) {
+		got, err := c.decode(c.encode(value))
+		if err != nil || !bytes.Equal(got, value) {
+			t.Errorf("decode(encode(%q)) = %q, %v", value, got, err)
+		}
+		_, _ = c.decode(value) // Whatever a column holds, no crash.
+	})
+}
