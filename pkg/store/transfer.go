@@ -1,0 +1,300 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"iter"
+	"time"
+
+	"github.com/k3s-io/kine/pkg/server"
+)
+
+const (
+	// scanRows and scanBytes bound what one query of a scan looks at and
+	// returns. A query holds up the others, and a checkpoint.
+	scanRows  = 256
+	scanBytes = 1 << 20
+
+	// ?1 after, ?2 up to, ?3 limit
+	sqlScanPlan = `SELECT id, length(value) FROM kv WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3`
+	// ?1 after, ?2 up to, ?3 revision. Rows that something replaced by then
+	// are left out.
+	sqlScan = sqlListHead + `kv.value FROM kv WHERE kv.id > ?1 AND kv.id <= ?2 AND kv.deleted = 0
+		AND NOT EXISTS (SELECT 1 FROM kv AS n WHERE n.name = kv.name AND n.id > kv.id AND n.id <= ?3)
+		ORDER BY kv.id`
+)
+
+// Scan calls fn for every live key as of one revision, which it returns: the
+// current one when it began. The order is that of mod revisions. It reads a
+// page at a time, so memory stays small and writers go on between pages. When
+// the revision is compacted before the end it returns server.ErrCompacted,
+// and what fn has been given is of no use.
+func (b *Backend) Scan(ctx context.Context, fn func(*server.KeyValue) error) (int64, error) {
+	var page []*server.KeyValue
+	var last int64
+	revision, err := b.scanPage(ctx, 0, func(at int64) (err error) {
+		page, last, err = b.reader.scanPage(ctx, 0, at)
+		return err
+	})
+	for err == nil {
+		for _, kv := range page {
+			if err := fn(kv); err != nil {
+				return 0, err
+			}
+		}
+		if last == revision {
+			return revision, nil
+		}
+		_, err = b.scanPage(ctx, revision, func(at int64) (err error) {
+			page, last, err = b.reader.scanPage(ctx, last, at)
+			return err
+		})
+	}
+	return 0, err
+}
+
+// scanPage is read, but returns the revision that fn was called with.
+func (b *Backend) scanPage(ctx context.Context, revision int64, fn func(at int64) error) (int64, error) {
+	used := revision
+	_, err := b.read(ctx, revision, func(at int64) error {
+		used = at
+		return fn(at)
+	})
+	return used, err
+}
+
+// scanPage returns the keys that live at revision and were last changed after
+// a revision, as many as make a page, and the revision that the page reaches
+// to: revision itself for the last one.
+func (r *reader) scanPage(ctx context.Context, after, revision int64) (page []*server.KeyValue, upTo int64, err error) {
+	rows, bytes, full := 0, int64(0), false
+	err = r.each(ctx, sqlScanPlan, []any{after, revision, scanRows}, func(found *sql.Rows) error {
+		var id, size int64
+		if err := found.Scan(&id, &size); err != nil {
+			return err
+		}
+		if rows++; rows == scanRows {
+			full = true
+		}
+		if bytes += size; bytes > scanBytes && rows > 1 {
+			full = true
+			return nil
+		}
+		upTo = id
+		return nil
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	if !full {
+		upTo = revision
+	}
+	err = r.each(ctx, sqlScan, []any{after, upTo, revision}, func(found *sql.Rows) error {
+		row := new(row)
+		if err := row.scan(found, r.codec); err != nil {
+			return err
+		}
+		page = append(page, &row.KeyValue)
+		return nil
+	})
+	return page, upTo, err
+}
+
+const (
+	// loading is the format of a database that Load has not finished: Open
+	// refuses it.
+	loading = -1
+	// restoredName is the key of the deletion that takes the revision after a
+	// load. Such a key has never existed.
+	restoredName = "/cairn/restored"
+	// maxRevision leaves room for what SQLite calculates with revisions.
+	maxRevision = 1 << 61
+
+	loadRows  = 500
+	loadBytes = 1 << 20
+	busyLoad  = time.Minute
+
+	// ?1 id, ?2 name, ?3 created, ?4 version, ?5 lease, ?6 value
+	sqlLoad = `INSERT INTO kv (id, name, prev, created, version, lease, deleted, value) VALUES (?1, ?2, 0, ?3, ?4, ?5, 0, ?6)`
+	// ?1 id, ?2 name
+	sqlLoadMark   = `INSERT INTO kv (id, name, prev, created, version, lease, deleted, value) VALUES (?1, ?2, 0, 0, 0, 0, 1, x'')`
+	sqlLoadFinish = `UPDATE meta SET format = ?2, compacted = ?1, swept = ?1`
+)
+
+// Loaded says what Load did.
+type Loaded struct {
+	Keys int64
+	// Moved is the number of keys that got a mod revision of their own,
+	// after all others, because an etcd's transaction had given several the
+	// same.
+	Moved int64
+	// Revision is the current one afterwards, and the compact revision.
+	Revision int64
+}
+
+// Load fills an empty database with rows that were live at revision, each with
+// its create revision, mod revision, version and lease, in the order of mod
+// revisions. No Backend may be open.
+//
+// The revision becomes at least bump greater than it was: revisions between
+// were perhaps given out after the rows had been read, to clients that must
+// never see them again with other content. All before is marked as compacted,
+// so that watches and caches which know such a revision begin anew. Both is
+// what etcd recommends after a restore (--bump-revision, --mark-compacted).
+//
+// A load that ends early leaves a database that Open refuses.
+func Load(ctx context.Context, connector driver.Connector, rows iter.Seq2[*server.KeyValue, error], revision, bump int64) (Loaded, error) {
+	if revision < 0 || bump < 0 || revision > maxRevision || bump > maxRevision-revision {
+		return Loaded{}, fmt.Errorf("load: revision %d plus %d; want at most %d", revision, bump, int64(maxRevision))
+	}
+	values, err := newCodec()
+	if err != nil {
+		return Loaded{}, fmt.Errorf("load: %w", err)
+	}
+	db := sql.OpenDB(connector)
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return Loaded{}, fmt.Errorf("load: %w", errors.Join(err, db.Close()))
+	}
+	l := loader{conn: conn, codec: values, revision: revision}
+	err = l.load(ctx, rows, bump)
+	if err = errors.Join(err, conn.Close(), db.Close()); err != nil {
+		return Loaded{}, fmt.Errorf("load: %w", err)
+	}
+	return l.done, nil
+}
+
+// loader holds rows until they make a transaction.
+type loader struct {
+	conn     *sql.Conn
+	codec    *codec
+	revision int64 // of the rows
+	last     int64 // mod revision of the last row
+	batch    []statement
+	bytes    int
+	done     Loaded
+}
+
+func (l *loader) load(ctx context.Context, rows iter.Seq2[*server.KeyValue, error], bump int64) error {
+	if err := l.begin(ctx); err != nil {
+		return err
+	}
+	for kv, err := range rows {
+		if err != nil {
+			return err
+		}
+		if err := l.add(kv); err != nil {
+			return fmt.Errorf("key %q: %w", kv.Key, err)
+		}
+		if len(l.batch) >= loadRows || l.bytes >= loadBytes {
+			if err := l.flush(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	if err := l.flush(ctx); err != nil {
+		return err
+	}
+	var keys int64
+	if err := l.conn.QueryRowContext(ctx, `SELECT count(DISTINCT name) FROM kv`).Scan(&keys); err != nil {
+		return err
+	}
+	if keys != l.done.Keys {
+		return fmt.Errorf("%d rows of %d keys: a key came twice", l.done.Keys, keys)
+	}
+	// After the rows that were moved, in any case.
+	l.done.Revision = l.revision + max(bump, l.done.Moved+1)
+	l.batch = append(l.batch,
+		newStatement(sqlLoadMark, l.done.Revision, []byte(restoredName)),
+		newStatement(sqlLoadFinish, l.done.Revision, int64(format)))
+	return l.flush(ctx)
+}
+
+// begin makes the schema in a database that has none, and marks it as not
+// complete.
+func (l *loader) begin(ctx context.Context) error {
+	var tables int64
+	if err := l.conn.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_master`).Scan(&tables); err != nil {
+		return err
+	}
+	if tables > 0 {
+		return errors.New("the database is not empty")
+	}
+	for _, query := range schema {
+		l.batch = append(l.batch, newStatement(query))
+	}
+	l.batch = append(l.batch, newStatement(`DELETE FROM kv`), newStatement(`UPDATE meta SET format = ?1`, int64(loading)))
+	return l.flush(ctx)
+}
+
+func (l *loader) add(kv *server.KeyValue) error {
+	if kv.Key == "" || kv.Version <= 0 || kv.Lease < 0 || kv.CreateRevision <= 0 || kv.CreateRevision > kv.ModRevision || kv.ModRevision > l.revision {
+		return fmt.Errorf("created at revision %d, changed at %d of %d, version %d, lease %d: no such row is possible",
+			kv.CreateRevision, kv.ModRevision, l.revision, kv.Version, kv.Lease)
+	}
+	id, created := kv.ModRevision, kv.CreateRevision
+	switch {
+	case id < l.last:
+		return fmt.Errorf("revision %d after %d: not in order", id, l.last)
+	case id == l.last:
+		l.done.Moved++
+		id = l.revision + l.done.Moved
+	default:
+		l.last = id
+	}
+	if created == id {
+		created = 0
+	}
+	l.batch = append(l.batch, newStatement(sqlLoad, id, []byte(kv.Key), created, kv.Version, kv.Lease, l.codec.encode(kv.Value)))
+	l.bytes += len(kv.Key) + len(kv.Value)
+	l.done.Keys++
+	return nil
+}
+
+// flush writes the batch in one transaction, again while the database is
+// busy with a checkpoint.
+func (l *loader) flush(ctx context.Context) error {
+	deadline := time.Now().Add(busyLoad)
+	for wait := busyFirst; ; wait = min(2*wait, busyMost) {
+		err := l.transaction(ctx)
+		if err == nil {
+			l.batch, l.bytes = l.batch[:0], 0
+			return nil
+		}
+		if !isBusy(err) || time.Now().After(deadline) {
+			return err
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		case <-timer.C:
+		}
+	}
+}
+
+// transaction writes the batch. When COMMIT is refused because of a
+// checkpoint the transaction is still open: it is rolled back like the others.
+func (l *loader) transaction(ctx context.Context) error {
+	if _, err := l.conn.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	for _, st := range append(l.batch, newStatement("COMMIT")) {
+		args := make([]any, len(st.args))
+		for i, a := range st.args {
+			args[i] = a.Value
+		}
+		if _, err := l.conn.ExecContext(ctx, st.query, args...); err != nil {
+			_, rollback := l.conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
+			if isBusy(err) {
+				return err
+			}
+			return errors.Join(err, rollback)
+		}
+	}
+	return nil
+}
