@@ -394,50 +394,86 @@ func (d *badDisk) ReadAt(p []byte, at int64) (int, error) {
 	return d.ReaderAt.ReadAt(p, at)
 }
 
-// FuzzOpen reads whatever there may be behind a right hash: an error or rows,
-// and an end.
-func FuzzOpen(f *testing.F) {
-	for _, n := range []int{0, 1, 40} {
-		path := filepath.Join(f.TempDir(), "s.db")
-		if _, err := Write(f.Context(), path, sample(n)); err != nil {
-			f.Fatal(err)
-		}
-		data, err := os.ReadFile(path)
+// mutate changes a few bytes of a database, gives it a right hash and right
+// metadata, and reads it: an error or rows, and an end.
+func mutate(t *testing.T, data []byte, change func(data []byte)) error {
+	t.Helper()
+	data = bytes.Clone(data[:len(data)/minPageSize*minPageSize])
+	change(data)
+	if len(data) >= headerSize+metaSize {
+		sum := checksum(data[headerSize : headerSize+metaSize-8])
+		binary.LittleEndian.PutUint64(data[headerSize+metaSize-8:], sum)
+	}
+	data = signed(data)
+	s, err := open(bytes.NewReader(data), int64(len(data)))
+	if err != nil {
+		return err
+	}
+	n := int64(0)
+	for kv, err := range s.Rows() {
 		if err != nil {
-			f.Fatal(err)
+			t.Fatalf("row of a snapshot that was verified: %v", err)
 		}
-		data = data[:len(data)-sha256.Size]
+		if kv.Key == "" || kv.ModRevision > s.Info.Revision {
+			t.Fatalf("row %+v of a snapshot at %d", kv, s.Info.Revision)
+		}
+		n++
+	}
+	if n != s.Info.Keys {
+		t.Fatalf("%d rows; verified were %d", n, s.Info.Keys)
+	}
+	return nil
+}
+
+// database returns a snapshot of n keys without its hash.
+func database(t testing.TB, n int) []byte {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s.db")
+	if _, err := Write(t.Context(), path, sample(n)); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data[:len(data)-sha256.Size]
+}
+
+// TestMutations is the fuzz target's short run: bytes anywhere, and in the
+// first part of pages, where the structure is.
+func TestMutations(t *testing.T) {
+	data := database(t, 40)
+	refused := 0
+	for seed := range uint64(1000) {
+		random := rand.New(rand.NewPCG(seed, 1))
+		err := mutate(t, data, func(b []byte) {
+			for range random.IntN(4) {
+				b[random.IntN(len(b))] ^= byte(random.Uint32())
+			}
+			for range random.IntN(4) {
+				b[random.IntN(len(b)/pageSize)*pageSize+random.IntN(64)] = byte(random.Uint32())
+			}
+		})
+		if err != nil {
+			refused++
+		}
+	}
+	t.Logf("%d of 1000 refused", refused)
+	if refused < 100 {
+		t.Errorf("%d of 1000 refused; want far more", refused)
+	}
+}
+
+func FuzzOpen(f *testing.F) {
+	for _, n := range []int{0, 1, 4} {
+		data := database(f, n)
 		f.Add(data, uint32(pageSize*3+8), byte(1))
 		f.Add(data, uint32(len(data)-pageSize), byte(255))
 	}
 	f.Fuzz(func(t *testing.T, data []byte, at uint32, value byte) {
-		if len(data) == 0 {
+		if len(data) < minPageSize {
 			return
 		}
-		data = bytes.Clone(data)
-		data[int(at)%len(data)] ^= value
-		// The metadata's own checksum would keep the fuzzer out of the rest.
-		if len(data) >= headerSize+metaSize {
-			sum := checksum(data[headerSize : headerSize+metaSize-8])
-			binary.LittleEndian.PutUint64(data[headerSize+metaSize-8:], sum)
-		}
-		data = signed(data[:len(data)/minPageSize*minPageSize])
-		s, err := open(bytes.NewReader(data), int64(len(data)))
-		if err != nil {
-			return
-		}
-		n := int64(0)
-		for kv, err := range s.Rows() {
-			if err != nil {
-				t.Fatalf("row of a snapshot that was verified: %v", err)
-			}
-			if kv.Key == "" || kv.ModRevision > s.Info.Revision {
-				t.Fatalf("row %+v of a snapshot at %d", kv, s.Info.Revision)
-			}
-			n++
-		}
-		if n != s.Info.Keys {
-			t.Fatalf("%d rows; verified were %d", n, s.Info.Keys)
-		}
+		_ = mutate(t, data, func(b []byte) { b[int(at)%len(b)] ^= value })
 	})
 }
