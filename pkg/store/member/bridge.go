@@ -15,13 +15,15 @@ import (
 
 const (
 	// stallLimit bounds the time for which a peer may take no bytes. dqlite
-	// queues what it cannot send without a bound, and learns from a closed
-	// connection only.
-	stallLimit = 10 * time.Second
-	// dialLimit bounds an attempt to connect, retryDelay is the pause after
-	// one that failed. See [bridges.dial].
-	dialLimit  = 5 * time.Second
+	// goes on sending each new entry to a follower that answered once, and
+	// keeps all of them in memory until a write fails (PROGRESS__PIPELINE).
+	stallLimit = 5 * time.Second
+	// dialLimit bounds an attempt to connect, for the same reason. retryDelay
+	// is the pause after one that failed. See [bridges.dial].
+	dialLimit  = 3 * time.Second
 	retryDelay = 250 * time.Millisecond
+	// Raft's messages go one way; nothing is expected of the other.
+	forward, backward = 32 << 10, 512
 )
 
 // bridges carries bytes between dqlite, which needs sockets with file
@@ -57,12 +59,12 @@ func (b *bridges) run(f func()) bool {
 // dial returns a socket at once, and connects it to the peer in the
 // background; if that fails, the socket closes.
 //
-// dqlite dials in libuv's thread pool, which the disk shares, and go-dqlite under a lock that the
-// whole process shares: a peer that does not answer would keep dqlite from
-// the others for the length of each attempt. What dqlite writes meanwhile
-// waits in the socket, or is lost with it, which raft expects of messages. dqlite notices
-// a closed socket when it sends next, and dials anew then: it sends to a
-// silent peer one message per heartbeat, and retryDelay bounds the rest.
+// dqlite dials in libuv's thread pool, which the disk shares, and go-dqlite
+// under a lock that the whole process shares: a peer that does not answer
+// would keep dqlite from the others for the length of each attempt. What
+// dqlite writes meanwhile waits in the socket, or is lost with it, which raft
+// expects of messages. dqlite notices a closed socket when it sends next, and
+// dials anew then without a pause of its own: retryDelay is that pause.
 func (b *bridges) dial(id uint64, dial DialFunc) (net.Conn, error) {
 	ours, theirs, err := socketPair()
 	if err != nil {
@@ -74,7 +76,7 @@ func (b *bridges) dial(id uint64, dial DialFunc) (net.Conn, error) {
 		if err != nil {
 			return
 		}
-		b.carry(ours, peer)
+		b.carry(peer, ours)
 	})
 	if !running {
 		return nil, errors.Join(fmt.Errorf("dial %s: %w", Name(id), net.ErrClosed), ours.Close(), theirs.Close())
@@ -108,29 +110,30 @@ func (b *bridges) connect(id uint64, dial DialFunc) (net.Conn, error) {
 	return conn, nil
 }
 
-// carry copies in both directions until either side ends, a peer takes no
-// bytes for stallLimit, or close; then it closes both.
-func (b *bridges) carry(local, peer net.Conn) {
+// carry copies bytes from the side that sends to the side that receives, and
+// back, until either ends, one takes no bytes for stallLimit, or close; then
+// it closes both.
+func (b *bridges) carry(to, from net.Conn) {
 	closeBoth := sync.OnceFunc(func() {
-		_ = local.Close() // How a connection ended is told by what ended it.
-		_ = peer.Close()
+		_ = to.Close() // How a connection ended is told by what ended it.
+		_ = from.Close()
 	})
 	defer closeBoth()
 	defer context.AfterFunc(b.ctx, closeBoth)()
 	var back sync.WaitGroup
 	back.Go(func() {
 		defer closeBoth()
-		_ = copyStalling(local, peer)
+		_ = copyStalling(from, to, backward)
 	})
-	_ = copyStalling(peer, local)
+	_ = copyStalling(to, from, forward)
 	closeBoth()
 	back.Wait()
 }
 
-// copyStalling copies until an error or the end, and gives up when a
-// write takes longer than stallLimit.
-func copyStalling(to, from net.Conn) error {
-	buf := make([]byte, 32<<10)
+// copyStalling copies until an error or the end, and gives up when a write
+// takes longer than stallLimit.
+func copyStalling(to, from net.Conn, size int) error {
+	buf := make([]byte, size)
 	for {
 		n, err := from.Read(buf)
 		if n > 0 {
@@ -159,24 +162,29 @@ func (b *bridges) close() {
 	b.tasks.Wait()
 }
 
-// socketPair returns the two ends of a unix socket that has no name.
+// socketPair returns the two ends of a unix socket that has no name: a
+// connection, and one for go-dqlite.
 func socketPair() (ours, theirs net.Conn, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("socketpair: %w", err)
 	}
-	if ours, err = connOf(fds[0]); err != nil {
+	f := os.NewFile(uintptr(fds[0]), "socketpair")
+	ours, err = net.FileConn(f) // Has a copy of the descriptor.
+	if err = errors.Join(err, f.Close()); err != nil {
 		return nil, nil, errors.Join(err, unix.Close(fds[1]))
 	}
-	if theirs, err = connOf(fds[1]); err != nil {
-		return nil, nil, errors.Join(err, ours.Close())
-	}
-	return ours, theirs, nil
+	return ours, handedOver{osFile: os.NewFile(uintptr(fds[1]), "socketpair")}, nil
 }
 
-// connOf makes a connection of a socket and takes it over.
-func connOf(fd int) (net.Conn, error) {
-	f := os.NewFile(uintptr(fd), "socketpair")
-	conn, err := net.FileConn(f)
-	return conn, errors.Join(err, f.Close())
-}
+type osFile = os.File
+
+// handedOver is a connection for go-dqlite, which calls File, copies the
+// file's descriptor and calls Close. A net.UnixConn's File is a copy itself,
+// which go-dqlite leaves to the garbage collector: the other side would not
+// see the end before minutes have passed.
+type handedOver struct{ *osFile }
+
+func (h handedOver) File() (*os.File, error) { return h.osFile, nil }
+func (h handedOver) LocalAddr() net.Addr     { return &net.UnixAddr{Net: "unix"} }
+func (h handedOver) RemoteAddr() net.Addr    { return &net.UnixAddr{Net: "unix"} }

@@ -37,6 +37,17 @@ func ReadIdentity(dir string) (Identity, error) {
 	return parseIdentity(path, data)
 }
 
+// makeDir makes a data directory where there is none, with its parents, such
+// that a power cut does not take it away with what is written into it later.
+func makeDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	// Always: an earlier start may have ended in between.
+	parent := filepath.Dir(dir)
+	return errors.Join(atomicfile.SyncDir(parent), atomicfile.SyncDir(filepath.Dir(parent)))
+}
+
 // loadIdentity reads the identity in dir. In an empty directory it writes a
 // new one: with join that of a member that others will add, else that of a
 // new cluster's first member. A directory with data and without

@@ -11,7 +11,6 @@ import (
 	"net"
 	"os"
 	"strings"
-	"sync"
 
 	"github.com/canonical/go-dqlite/v3"
 	"github.com/canonical/go-dqlite/v3/client"
@@ -35,8 +34,12 @@ type Member struct {
 	bridges  *bridges
 	log      *slog.Logger
 
-	mu   sync.Mutex
-	poll *client.Client // To the own member, for questions; nil: none yet.
+	ctx    context.Context // Ends with Close.
+	cancel context.CancelFunc
+
+	// turn holds the connection to the own member that is kept for
+	// questions, nil if none is open. Who takes it out asks.
+	turn chan *client.Client
 }
 
 // Start runs the member whose data is in o.Dir.
@@ -45,7 +48,7 @@ func Start(o Options) (*Member, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start member: %w", err)
 	}
-	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+	if err := makeDir(o.Dir); err != nil {
 		return nil, fmt.Errorf("start member: %w", err)
 	}
 	identity, err := loadIdentity(o.Dir, o.Join)
@@ -59,8 +62,14 @@ func Start(o Options) (*Member, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("start member: %w", err)
 	}
-	m := &Member{identity: identity, options: o, private: private, bridges: newBridges(), log: o.Logger}
+	m := &Member{
+		identity: identity, options: o, private: private, bridges: newBridges(), log: o.Logger,
+		turn: make(chan *client.Client, 1),
+	}
+	m.turn <- nil
+	m.ctx, m.cancel = context.WithCancel(context.Background())
 	if err := m.start(); err != nil {
+		m.cancel()
 		m.bridges.close()
 		private.close()
 		return nil, fmt.Errorf("start member %s: %w", o.Dir, err)
@@ -100,20 +109,25 @@ func (m *Member) ID() uint64 { return m.identity.ID }
 // Term returns the raft term that this member has stored, see [ReadTerm].
 func (m *Member) Term() (uint64, error) { return ReadTerm(m.options.Dir) }
 
-// dial connects to the member with the given address; it is called by
-// dqlite itself and by clients of the own member.
-func (m *Member) dial(ctx context.Context, address string) (net.Conn, error) {
-	if address == m.identity.Address {
-		return m.dialSelf(ctx)
-	}
+// dial connects dqlite to another member. The context ends with the call.
+func (m *Member) dial(_ context.Context, address string) (net.Conn, error) {
 	id, err := ParseName(address)
 	if err != nil {
 		return nil, fmt.Errorf("dial: %w", err)
 	}
-	if m.options.Dial == nil {
-		return nil, fmt.Errorf("dial %s: this member knows no other", address)
+	if m.options.Dial == nil || id == m.identity.ID {
+		return nil, fmt.Errorf("dial %s: no other member", address)
 	}
 	return m.bridges.dial(id, m.options.Dial)
+}
+
+// dialClient connects a client to this member. A client that is told of
+// another leader may not follow: it would take the way of raft's messages.
+func (m *Member) dialClient(ctx context.Context, address string) (net.Conn, error) {
+	if address != m.identity.Address {
+		return nil, fmt.Errorf("%w: %s is", ErrNotLeader, address)
+	}
+	return m.dialSelf(ctx)
 }
 
 // dialSelf connects to the member's own socket.
@@ -128,15 +142,20 @@ func (m *Member) dialSelf(ctx context.Context) (conn net.Conn, err error) {
 	return conn, err
 }
 
-// Connector opens connections to this member's own database server, which
-// accepts them only while it leads.
+// Connector opens connections to this member's own database server. Connecting
+// fails at once unless it leads.
+//
+// dqlite takes the database from all connections when its member stops
+// leading, and does not give it back: one that still answers has
+// belonged to the same, unbroken leadership since it was opened.
 func (m *Member) Connector() (driver.Connector, error) {
 	store := client.NewInmemNodeStore()
 	info := client.NodeInfo{ID: m.identity.ID, Address: m.identity.Address, Role: client.Voter}
 	if err := store.Set(context.Background(), []client.NodeInfo{info}); err != nil {
 		return nil, fmt.Errorf("member connector: %w", err)
 	}
-	d, err := dqlitedriver.New(store, dqlitedriver.WithDialFunc(m.dial), dqlitedriver.WithLogFunc(m.logf))
+	d, err := dqlitedriver.New(store, dqlitedriver.WithDialFunc(m.dialClient), dqlitedriver.WithLogFunc(m.logf),
+		dqlitedriver.WithRetryLimit(1))
 	if err != nil {
 		return nil, fmt.Errorf("member connector: %w", err)
 	}
@@ -153,7 +172,10 @@ func (m *Member) logf(level client.LogLevel, format string, args ...any) {
 
 // Close stops the member. Connections break.
 func (m *Member) Close() error {
-	m.closePoll()
+	m.cancel()
+	if c := <-m.turn; c != nil {
+		_ = c.Close()
+	}
 	err := m.node.Close()
 	m.bridges.close()
 	m.private.close()
@@ -161,25 +183,4 @@ func (m *Member) Close() error {
 		return fmt.Errorf("stop member: %w", err)
 	}
 	return nil
-}
-
-// Serve carries a raft connection that another member opened. It returns when
-// the connection ends, which it closes.
-func (m *Member) Serve(conn net.Conn) {
-	done := make(chan struct{})
-	running := m.bridges.run(func() {
-		defer close(done)
-		defer conn.Close()
-		local, err := m.dialSelf(m.bridges.ctx)
-		if err != nil {
-			m.log.Warn("store: raft connection", "error", err)
-			return
-		}
-		m.bridges.carry(local, conn)
-	})
-	if !running {
-		_ = conn.Close()
-		return
-	}
-	<-done
 }

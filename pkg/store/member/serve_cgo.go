@@ -1,0 +1,48 @@
+//go:build cgo && linux
+
+package member
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+)
+
+// Serve carries a raft connection that another member opened. It returns when
+// the connection ends, which it closes.
+func (m *Member) Serve(conn net.Conn) {
+	done := make(chan struct{})
+	running := m.bridges.run(func() {
+		defer close(done)
+		defer conn.Close()
+		if err := m.serve(conn); err != nil {
+			level := slog.LevelWarn
+			if netErr := net.Error(nil); errors.Is(err, io.EOF) || errors.As(err, &netErr) || errors.Is(err, net.ErrClosed) {
+				level = slog.LevelDebug // It ended before it began.
+			}
+			m.log.Log(m.ctx, level, "store: raft connection refused", "from", conn.RemoteAddr(), "error", err)
+		}
+	})
+	if !running {
+		_ = conn.Close()
+		return
+	}
+	<-done
+}
+
+func (m *Member) serve(conn net.Conn) error {
+	greeting, err := m.bridges.readGreeting(conn)
+	if err != nil {
+		return err
+	}
+	local, err := m.dialSelf(m.ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := local.Write(greeting); err != nil {
+		return errors.Join(err, local.Close())
+	}
+	m.bridges.carry(local, conn)
+	return nil
+}
