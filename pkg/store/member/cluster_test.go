@@ -8,6 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -171,6 +174,10 @@ func TestFailover(t *testing.T) {
 	for i := range rows {
 		exec(t, db, "INSERT INTO t VALUES (?)", i)
 	}
+	_, last, err := ReadLast(filepath.Join(n.root, "a"))
+	if oldest := oldestEntry(t, leader); err != nil || oldest <= last+1 {
+		t.Errorf("the log begins at %d, and who returns has all up to %d (%v): no snapshot is needed", oldest, last, err)
+	}
 	a = n.start("a")
 	all := append(others, a)
 	leaderOf(t, all...)
@@ -192,6 +199,22 @@ func TestFailover(t *testing.T) {
 	if err := leader.Transfer(ctx, leader.ID()); !errors.Is(err, ErrNotLeader) {
 		t.Errorf("transfer by the former leader = %v; want ErrNotLeader", err)
 	}
+}
+
+// oldestEntry returns the index of the first entry that the member keeps.
+func oldestEntry(t *testing.T, n *testNode) uint64 {
+	t.Helper()
+	segments, err := filepath.Glob(filepath.Join(n.options.Dir, "????????????????-????????????????"))
+	if err != nil || len(segments) == 0 {
+		t.Fatalf("closed segments: %q, %v", segments, err)
+	}
+	slices.Sort(segments)
+	first, _, _ := strings.Cut(filepath.Base(segments[0]), "-")
+	index, err := strconv.ParseUint(first, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return index
 }
 
 func sameTerm(t *testing.T, nodes ...*testNode) {
@@ -333,8 +356,8 @@ func TestLostPeer(t *testing.T) {
 	t.Logf("new leader after %v", time.Since(start).Round(time.Millisecond))
 }
 
-// TestElectionWithLostPeer: of four voters one is lost and the leader closes;
-// the other two... three are needed, so a fifth votes.
+// TestElectionWithLostPeer: of five voters one is lost and the leader closes.
+// Each of the other three is needed.
 func TestElectionWithLostPeer(t *testing.T) {
 	n, nodes := three(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

@@ -72,6 +72,8 @@ func loadIdentity(dir string, join bool) (Identity, error) {
 	number := BootstrapID
 	if join {
 		number = randomID()
+	} else if err := beginBootstrap(dir); err != nil {
+		return Identity{}, fmt.Errorf("identity: %w", err)
 	}
 	id = Identity{ID: number, Address: Name(number)}
 	data, err := json.MarshalIndent(id, "", "\t")

@@ -78,6 +78,9 @@ func Start(o Options) (*Member, error) {
 }
 
 func (m *Member) start() (err error) {
+	if err := resumeBootstrap(m.options.Dir); err != nil {
+		return err
+	}
 	m.private.do(func() {
 		m.node, err = dqlite.New(m.identity.ID, m.identity.Address, m.options.Dir,
 			dqlite.WithBindAddress(bindAddress),
@@ -98,6 +101,9 @@ func (m *Member) start() (err error) {
 	}
 	if err := m.node.Start(); err != nil {
 		return err
+	}
+	if err := endBootstrap(m.options.Dir); err != nil {
+		return errors.Join(err, m.node.Close())
 	}
 	m.log.Info("store: member runs", "id", fmt.Sprintf("%016x", m.identity.ID), "socket", m.node.BindAddress())
 	return nil
