@@ -44,7 +44,7 @@ var (
 // is behind, reading from the database. The state changes under mu only, so
 // that a change is sent by exactly one of them.
 type feed struct {
-	reader *reader
+	reader changeReader
 	log    *slog.Logger
 	head   func() int64 // the newest committed revision that is known
 	// compacted is the compact revision.
@@ -58,7 +58,7 @@ type feed struct {
 	closed    bool
 }
 
-func newFeed(r *reader, log *slog.Logger, head, compacted func() int64) *feed {
+func newFeed(r changeReader, log *slog.Logger, head, compacted func() int64) *feed {
 	return &feed{
 		reader: r, log: log, head: head, compacted: compacted,
 		poke: make(chan struct{}, 1), moved: make(chan struct{}), watches: map[*watch]struct{}{},

@@ -36,19 +36,19 @@ const (
 	graceTime = 5 * time.Second
 )
 
-// Server is kine's etcd front before a Backend.
+// Server is kine's etcd front before a Backend, or before another Source.
 type Server struct {
 	*server.KVServerBridge
-	backend  *Backend
+	source   Source
 	grpc     *grpc.Server
 	stopping chan struct{}
 }
 
 // NewServer puts the front before b.
-func NewServer(b *Backend) *Server {
+func NewServer(b Source) *Server {
 	s := &Server{
 		KVServerBridge: server.New(b, "unix", notifyInterval, etcdVersion),
-		backend:        b, stopping: make(chan struct{}),
+		source:         b, stopping: make(chan struct{}),
 	}
 	s.grpc = grpc.NewServer(
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
@@ -84,7 +84,7 @@ func (s *Server) Put(ctx context.Context, r *etcdserverpb.PutRequest) (*etcdserv
 	if r.IgnoreValue || r.IgnoreLease || r.PrevKv {
 		return nil, server.ErrNotSupported
 	}
-	rev, err := s.backend.Put(ctx, string(r.Key), r.Value, r.Lease)
+	rev, err := s.source.Put(ctx, string(r.Key), r.Value, r.Lease)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +100,7 @@ func (s *Server) Range(ctx context.Context, r *etcdserverpb.RangeRequest) (*etcd
 		return s.KVServerBridge.Range(ctx, r)
 	}
 	for {
-		at, err := s.backend.CurrentRevision(ctx)
+		at, err := s.source.CurrentRevision(ctx)
 		if err != nil {
 			return nil, err
 		}

@@ -29,9 +29,9 @@ const (
 // times a second for each stream, answers a progress request up to 100 ms late
 // and can claim a revision before another watch of the stream has its events.
 type stream struct {
-	backend *Backend
-	tasks   sync.WaitGroup
-	asked   chan struct{} // a progress request waits
+	source Source
+	tasks  sync.WaitGroup
+	asked  chan struct{} // a progress request waits
 
 	sending sync.Mutex // held during Send, and guards sent
 	grpc    etcdserverpb.Watch_WatchServer
@@ -61,7 +61,7 @@ type mark struct {
 // stops.
 func (s *Server) Watch(ws etcdserverpb.Watch_WatchServer) error {
 	ctx, cancel := context.WithCancel(ws.Context())
-	st := &stream{backend: s.backend, grpc: ws, asked: make(chan struct{}, 1), watches: map[int64]*streamed{}}
+	st := &stream{source: s.source, grpc: ws, asked: make(chan struct{}, 1), watches: map[int64]*streamed{}}
 	st.tasks.Go(func() { st.progress(ctx) })
 	failed := make(chan error, 1)
 	go func() { failed <- st.receive(ctx) }()
@@ -107,7 +107,7 @@ func (s *stream) receive(ctx context.Context) error {
 
 // create starts a watch.
 func (s *stream) create(ctx context.Context, r *etcdserverpb.WatchCreateRequest) error {
-	current := s.backend.current.Load()
+	current := s.source.Head()
 	if r.WatchId != 0 || len(r.Filters) > 0 || r.StartRevision < 0 {
 		return s.send(&etcdserverpb.WatchResponse{
 			Header: header(current), WatchId: invalidWatch, Created: true, Canceled: true, CancelReason: server.ErrInvalidWatch.Error(),
@@ -126,7 +126,7 @@ func (s *stream) create(ctx context.Context, r *etcdserverpb.WatchCreateRequest)
 	s.last++
 	w.id = s.last
 	s.watches[w.id] = w
-	result := s.backend.Watch(ctx, string(r.Key), string(r.RangeEnd), r.StartRevision)
+	result := s.source.Watch(ctx, string(r.Key), string(r.RangeEnd), r.StartRevision)
 	s.mu.Unlock()
 	if err := s.send(&etcdserverpb.WatchResponse{Header: header(current), WatchId: w.id, Created: true}); err != nil {
 		cancel()
@@ -204,12 +204,12 @@ func (s *stream) flush(w *streamed, from <-chan []*server.Event, m mark) (bool, 
 
 // end tells the client that a watch has ended.
 func (s *stream) end(w *streamed, cause error) {
-	resp := &etcdserverpb.WatchResponse{Header: header(s.backend.current.Load()), WatchId: w.id, Canceled: true}
+	resp := &etcdserverpb.WatchResponse{Header: header(s.source.Head()), WatchId: w.id, Canceled: true}
 	if cause != nil {
 		resp.CancelReason = cause.Error()
 	}
 	if errors.Is(cause, server.ErrCompacted) {
-		resp.CompactRevision = s.backend.compacted.Load()
+		resp.CompactRevision = s.source.Compacted()
 	}
 	if s.grpc.Context().Err() == nil {
 		_ = s.send(resp) // Who is gone need not be told.
@@ -227,11 +227,11 @@ func (s *stream) progress(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			at := s.backend.current.Load()
+			at := s.source.Head()
 			s.synchronise(ctx, at, at)
 		case <-s.asked:
 			for range progressTries {
-				at := s.backend.current.Load()
+				at := s.source.Head()
 				newest, ok := s.synchronise(ctx, at, 0)
 				if !ok {
 					return
@@ -255,7 +255,7 @@ func (s *stream) synchronise(ctx context.Context, at, report int64) (newest int6
 		watches = append(watches, w)
 	}
 	s.mu.Unlock()
-	s.backend.feed.waitFor(ctx, at) // Then the events are in the watches' channels.
+	s.source.WaitFor(ctx, at) // Then the events are in the watches' channels.
 	answered := make(chan struct{}, len(watches))
 	for _, w := range watches {
 		select {
