@@ -243,14 +243,24 @@ func (b *Backend) Create(ctx context.Context, key string, value []byte, lease in
 	if err := b.quota.admit(key, false); err != nil {
 		return b.current.Load(), err
 	}
-	out, err := b.write(ctx, key, value, sqlCreate, []byte(key), lease, b.codec.encode(value))
-	if err != nil {
-		return b.current.Load(), err
+	for {
+		out, err := b.write(ctx, key, value, sqlCreate, []byte(key), lease, b.codec.encode(value))
+		if err != nil {
+			return b.current.Load(), err
+		}
+		if out.changed {
+			return out.id, nil
+		}
+		// The key must exist at the revision that the refusal tells. The
+		// current one may be that of its deletion, just after the comparison.
+		rev, kv, err := b.Get(ctx, key, 0, true)
+		if err != nil {
+			return rev, err
+		}
+		if kv != nil {
+			return rev, server.ErrKeyExists
+		}
 	}
-	if !out.changed {
-		return b.current.Load(), server.ErrKeyExists
-	}
-	return out.id, nil
 }
 
 // Update replaces a key whose latest revision is revision. When it is not,
