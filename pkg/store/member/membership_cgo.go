@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"reflect"
 
 	"github.com/canonical/go-dqlite/v3/client"
@@ -186,6 +187,9 @@ func explain(ctx context.Context, err error) error {
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) { // The context's, which tells so a moment later.
+		return fmt.Errorf("%w: %w", context.DeadlineExceeded, err)
 	}
 	switch errorCode(err) {
 	case dqlitedriver.ErrIoErrNotLeader, dqlitedriver.ErrIoErrLeadershipLost:
