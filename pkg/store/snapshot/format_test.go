@@ -13,11 +13,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/k3s-io/kine/pkg/server"
 	"go.etcd.io/bbolt"
 )
+
+var sampleTime = time.Date(2026, 11, 21, 12, 30, 0, 0, time.UTC)
 
 // list is a Source in memory.
 type list struct {
