@@ -311,6 +311,81 @@ func TestConnectionEndsWithLeadership(t *testing.T) {
 	}
 }
 
+// TestLeadershipEndsMidway loses leadership while a transaction is open and a
+// query yields rows, by losing the majority, and regains it.
+func TestLeadershipEndsMidway(t *testing.T) {
+	n, nodes := three(t)
+	a := nodes[0]
+	exec(t, openDB(t, a), "CREATE TABLE t (x)")
+	connector, err := a.Connector()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns [3]driver.Conn
+	for i := range conns {
+		if conns[i], err = connector.Connect(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		defer conns[i].Close()
+	}
+	idle, writing, reading := conns[0], conns[1], conns[2]
+	if err := execute(t.Context(), writing, "BEGIN"); err != nil {
+		t.Fatal(err)
+	}
+	if err := execute(t.Context(), writing, "INSERT INTO t VALUES (1)"); err != nil {
+		t.Fatal(err)
+	}
+	// More than the sockets between hold.
+	const query = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x<20000) SELECT x, zeroblob(1000) FROM c"
+	rows, err := reading.(driver.QueryerContext).QueryContext(t.Context(), query, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+
+	n.lose(nodes[1])
+	n.lose(nodes[2])
+	eventually(t, func(ctx context.Context) error {
+		if info, err := a.Leader(ctx); err != nil || info.ID == a.ID() {
+			return fmt.Errorf("leader without a majority: %+v, %v", info, err)
+		}
+		return nil
+	})
+	n.find(nodes[1])
+	n.find(nodes[2])
+	for leader := leaderOf(t, nodes...); leader != a; leader = leaderOf(t, nodes...) {
+		if err := leader.Transfer(t.Context(), a.ID()); err != nil {
+			t.Log(err)
+		}
+	}
+
+	read := 0
+	for ; err == nil; read++ {
+		err = rows.Next(make([]driver.Value, 2))
+	}
+	if errors.Is(err, io.EOF) {
+		t.Errorf("a query survived a change of leaders: %d rows", read)
+	}
+	for what, conn := range map[string]driver.Conn{"idle": idle, "writing": writing, "reading": reading} {
+		if err := selectOne(t.Context(), conn); err == nil {
+			t.Errorf("the connection that was %s answers", what)
+		}
+	}
+	if err := execute(t.Context(), writing, "COMMIT"); err == nil {
+		t.Error("a transaction of the former leadership was committed")
+	}
+	if got := count(t, a); got != 0 {
+		t.Errorf("rows = %d; want none of the transaction's", got)
+	}
+}
+
+func execute(ctx context.Context, conn driver.Conn, query string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	_, err := conn.(driver.ExecerContext).ExecContext(ctx, query, nil)
+	return err
+}
+
 func selectOne(ctx context.Context, conn driver.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
