@@ -77,7 +77,7 @@ func (n *Network) welcome(raw net.Conn, protocols []string) (*tls.Conn, uint64, 
 	defer cancel()
 	conn := tls.Server(raw, n.keys.get().server(protocols))
 	if err := conn.HandshakeContext(ctx); err != nil {
-		return nil, 0, n.explainHandshake(err)
+		return nil, 0, fmt.Errorf("TLS handshake: %w", n.explainHandshake(err))
 	}
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	defer stop()

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/cairn-os/cairn/pkg/atomicfile"
 )
@@ -35,6 +36,7 @@ type Book struct {
 	path string // "": not kept
 	own  uint64
 	log  *slog.Logger
+	told *limiter // others tell their entries again and again
 
 	saving sync.Mutex // held while writing, so that reading does not wait for a disk
 
@@ -46,7 +48,7 @@ type Book struct {
 
 // openBook reads the file at path. One that is damaged is moved aside.
 func openBook(path string, own uint64, log *slog.Logger) *Book {
-	b := &Book{path: path, own: own, log: log, entries: map[uint64]Entry{}}
+	b := &Book{path: path, own: own, log: log, told: newLimiter(time.Now), entries: map[uint64]Entry{}}
 	if path == "" {
 		return b
 	}
@@ -95,7 +97,7 @@ func (b *Book) Merge(entries []Entry) bool {
 	before := b.changes
 	for _, e := range entries {
 		if err := e.check(); err != nil {
-			b.log.Warn("store: an address that another member tells is left out", "error", err)
+			b.warn(e.ID, "store: an address that another member tells is left out", "error", err)
 			continue
 		}
 		old, known := b.entries[e.ID]
@@ -104,7 +106,7 @@ func (b *Book) Merge(entries []Entry) bool {
 		case e.ID == b.own:
 			b.outdo(e)
 		case !known && len(b.entries) >= maxEntries:
-			b.log.Warn("store: the address book is full; a member is left out", "member", name(e.ID), "entries", len(b.entries))
+			b.warn(0, "store: the address book is full; a member is left out", "member", name(e.ID), "entries", len(b.entries))
 		default:
 			e.Addresses = slices.Clone(e.Addresses)
 			b.put(e)
@@ -123,10 +125,17 @@ func (b *Book) outdo(e Entry) {
 	case !known:
 		b.put(e) // SetOwn goes on from its number.
 	case e.Sequence >= own.Sequence && !e.equal(own):
-		b.log.Warn("store: other members had something else about this one: its address book was lost, or another machine runs with its ID",
+		b.warn(b.own, "store: other members had something else about this one: its address book was lost, or another machine runs with its ID",
 			"id", name(b.own), "theirs", e.Addresses, "ours", own.Addresses)
 		own.Sequence = e.Sequence + 1
 		b.put(own)
+	}
+}
+
+// warn logs what may be heard of in each exchange with the others.
+func (b *Book) warn(about uint64, message string, args ...any) {
+	if skipped, ok := b.told.allow(fmt.Sprint(about, message)); ok {
+		b.log.Warn(message, append(args, "unlogged", skipped)...)
 	}
 }
 

@@ -74,12 +74,16 @@ func ignoreGone(err error) error {
 	return err
 }
 
-// abort closes a connection under its TLS, if any: without the alert that
-// announces an orderly end, the other side knows that something is missing,
-// and a peer that takes nothing cannot delay it.
+// abort resets a connection under its TLS, if any. Go's TLS takes an end
+// without the alert that announces it for an orderly one, so only a reset tells
+// the other side that something is missing; and a peer that takes nothing
+// cannot delay it.
 func abort(c net.Conn) {
 	if t, ok := c.(interface{ NetConn() net.Conn }); ok {
 		c = t.NetConn()
+	}
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
 	}
 	_ = c.Close()
 }

@@ -191,7 +191,7 @@ func (n *Network) connect(ctx context.Context, address string, target uint64, pr
 // introduce does the dialer's part of handshake and preamble.
 func (n *Network) introduce(ctx context.Context, conn *tls.Conn, target uint64) (uint64, error) {
 	if err := conn.HandshakeContext(ctx); err != nil {
-		return 0, n.explainHandshake(err)
+		return 0, fmt.Errorf("TLS handshake: %w", n.explainHandshake(err))
 	}
 	c := call{target, n.config.ID}
 	// A refusal of our certificate comes after the handshake: in TLS 1.3 the
