@@ -1,0 +1,79 @@
+package external
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"runtime"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+)
+
+// bridge leads kine's logger to ours. kine logs by logrus' global logger, so
+// there is one store in a process.
+type bridge struct {
+	log    *slog.Logger
+	redact func(string) string
+}
+
+// attach makes l kine's logger until detach. A fatal message, which kine writes
+// when a transaction of a compaction cannot be ended, ends the goroutine that
+// writes it instead of the process; whoever calls what may write one uses
+// isolate.
+func attach(log *slog.Logger, redact func(string) string) (detach func()) {
+	l := logrus.StandardLogger()
+	out, level, exit := l.Out, l.GetLevel(), l.ExitFunc
+	hooks := l.ReplaceHooks(logrus.LevelHooks{})
+	l.SetOutput(io.Discard)
+	l.SetLevel(logrus.InfoLevel)
+	l.ExitFunc = func(int) { runtime.Goexit() }
+	l.AddHook(bridge{log, redact})
+	return func() {
+		l.SetOutput(out)
+		l.SetLevel(level)
+		l.ExitFunc = exit
+		l.ReplaceHooks(hooks)
+	}
+}
+
+// Levels is part of logrus.Hook.
+func (bridge) Levels() []logrus.Level { return logrus.AllLevels }
+
+// known are messages of kine's that tell the log nothing new. To kine each
+// request that fails is an error, of which it prints all values; so is a
+// comparison that was lost to another writer, and each look for changes, once a
+// second, while the database is away. The client is told, and outages tells when
+// the database is lost and back.
+var known = []string{"error in ", "error while ", "Insert error ", "Retriable insert error ", "Failed to list latest changes"}
+
+// Fire passes a message on. What kine tells at Info is of use to who debugs it.
+func (b bridge) Fire(e *logrus.Entry) error {
+	for _, prefix := range known {
+		if strings.HasPrefix(e.Message, prefix) {
+			return nil
+		}
+	}
+	level := slog.LevelDebug
+	switch e.Level {
+	case logrus.PanicLevel, logrus.FatalLevel, logrus.ErrorLevel:
+		level = slog.LevelError
+	case logrus.WarnLevel:
+		level = slog.LevelWarn
+	}
+	b.log.Log(context.Background(), level, "store: kine: "+b.redact(strings.TrimSpace(e.Message)))
+	return nil
+}
+
+// isolate runs do in a goroutine of its own and reports whether it came to its
+// end; false when kine wrote a fatal message in it.
+func isolate(do func()) bool {
+	done := make(chan bool, 1)
+	go func() {
+		whole := false
+		defer func() { done <- whole }()
+		do()
+		whole = true
+	}()
+	return <-done
+}
