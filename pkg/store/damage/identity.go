@@ -2,12 +2,20 @@ package damage
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 )
 
 // identityFile is pkg/store/member's: it names the member that the directory
 // belongs to.
 const identityFile = "identity.json"
+
+const (
+	// bootstrapID is the ID of a member that founds a cluster (member.BootstrapID).
+	bootstrapID = 0x2dc171858c3155be
+	// bootstrapFile is pkg/store/member's: the founding has not finished.
+	bootstrapFile = ".bootstrapping"
+)
 
 // identity checks identity.json, without which the member does not start. The
 // ID is in it twice, so a changed bit shows.
@@ -23,24 +31,24 @@ func (in *inspection) identity() {
 		in.unreadable(identityFile, err)
 		return
 	}
-	if err := checkIdentity(data); err != nil {
+	if in.id, err = parseIdentity(data); err != nil {
 		in.add(Finding{Severity: Damaged, Kind: Identity, File: identityFile, Offset: -1, Text: err.Error()})
 	}
 }
 
-func checkIdentity(data []byte) error {
+func parseIdentity(data []byte) (uint64, error) {
 	var id struct {
 		ID      uint64 `json:"id"`
 		Address string `json:"address"`
 	}
 	if err := json.Unmarshal(data, &id); err != nil {
-		return err
+		return 0, err
 	}
 	if id.ID == 0 {
-		return fmt.Errorf("no id")
+		return 0, errors.New("no id")
 	}
 	if want := fmt.Sprintf("member-%016x", id.ID); id.Address != want {
-		return fmt.Errorf("id %d belongs to %s, and the address is %q", id.ID, want, id.Address)
+		return 0, fmt.Errorf("id %d belongs to %s, and the address is %q", id.ID, want, id.Address)
 	}
-	return nil
+	return id.ID, nil
 }

@@ -39,6 +39,9 @@ type inspection struct {
 	open      []*segment
 	hasMark   bool
 	hasID     bool
+	id        uint64
+	// bootstrapping: the founding of a cluster had not finished.
+	bootstrapping bool
 }
 
 // Inspect reads the directory of a member that does not run, as dqlite does
@@ -66,6 +69,9 @@ func Inspect(dir string) (Report, error) {
 	in.metadata(len(in.closed)+len(in.open)+len(in.snapshots) > 0)
 	in.log()
 	in.identity()
+	if in.report.Empty {
+		in.unfinishedBootstrap()
+	}
 	in.compareMark()
 	return in.report, nil
 }
@@ -132,6 +138,10 @@ func (in *inspection) list(name string) {
 		in.hasID = true
 	case strings.HasPrefix(name, tmpPrefix):
 		in.add(Finding{Severity: Harmless, Kind: Unneeded, File: name, Offset: -1, Text: "an unfinished file; dqlite removes it"})
+	case name == bootstrapFile:
+		in.bootstrapping = true
+	case name == reportFile:
+		// SetAside began, and a power cut came before its rename.
 	case strings.HasPrefix(name, "."):
 		// Unfinished files of ours and the probes of dqlite.
 	case looksLikeSegment(name):

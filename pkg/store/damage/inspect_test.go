@@ -3,6 +3,7 @@ package damage
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -222,7 +223,6 @@ func TestRepair(t *testing.T) {
 		"first write":  base(map[string][]byte{"open-1": padded(change(commands(1, 2), 0, make([]byte, sector)...))}),
 		"full segment": base(map[string][]byte{"open-1": append(encode(format(), entry{2, entryCommand, segmentSize - 8 - formatSize - 32}), make([]byte, 8)...)}),
 		"truncation":   base(map[string][]byte{"0000000000000002-0000000000000004": commands(3, 2), "0000000000000002-0000000000000003": commands(2, 2)}),
-		"founding":     {identityFile: []byte(identity1), "metadata1": meta(1, 1, 0)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := inspect(t, files)
@@ -253,6 +253,23 @@ func TestMissingAndFresh(t *testing.T) {
 	}
 	if r := inspect(t, map[string][]byte{identityFile: []byte(identity1)}); !r.Empty || len(r.Findings) > 0 {
 		t.Errorf("a fresh directory: %v; want empty and in order", r)
+	}
+}
+
+func TestFounding(t *testing.T) {
+	founder := fmt.Appendf(nil, `{"id": %d, "address": "member-%016x"}`, uint64(bootstrapID), uint64(bootstrapID))
+	for _, c := range []struct {
+		name     string
+		files    map[string][]byte
+		severity Severity
+	}{
+		{"unfinished", map[string][]byte{identityFile: founder, "metadata1": meta(1, 1, 0), bootstrapFile: nil}, Harmless},
+		{"finished, and the log gone", map[string][]byte{identityFile: founder, "metadata1": meta(1, 1, 0)}, Damaged},
+		{"of another", map[string][]byte{identityFile: []byte(identity1), "metadata1": meta(1, 1, 0)}, Harmless},
+	} {
+		if r := inspect(t, c.files); r.Severity() != c.severity || !r.Empty {
+			t.Errorf("%s: %v; want %v and empty", c.name, r, c.severity)
+		}
 	}
 }
 

@@ -27,9 +27,6 @@ func (in *inspection) log() {
 	}
 	in.openInOrder()
 	in.count(loaded, start, newest)
-	if in.report.Empty {
-		in.unfinishedBootstrap()
-	}
 }
 
 // written reports whether the segment holds anything.
@@ -220,17 +217,17 @@ func (in *inspection) count(loaded []*segment, start uint64, snap *snapshot) {
 // newerMetadata is the file that holds a version.
 func newerMetadata(version uint64) string { return metadataNames[1-version%2] }
 
-// unfinishedBootstrap finds what a power cut leaves between the two files
-// that found a cluster: a term, which makes dqlite pass over the founding for
-// good, and no configuration, without which there is never a leader. A
-// founder raises the term to 2 before it stores anything of ours; a member
-// that joins never sees term 1.
+// unfinishedBootstrap looks at a member that has a term and no log. A member
+// that joins may be so. One that founds a cluster is so if a power cut comes
+// between the two; pkg/store/member founds it anew then, as long as its file
+// says that this was not finished. Without that file a log was there.
 func (in *inspection) unfinishedBootstrap() {
-	if in.version == 1 && in.report.Term == 1 && in.report.Vote == 0 && !in.report.Damaged() {
-		in.add(Finding{
-			Severity: Repairable, Kind: Bootstrap, File: metadataNames[0], Offset: -1,
-			Text:   "the founding of the cluster did not finish; nothing was stored yet, and there would never be a leader",
-			repair: removeFile,
-		})
+	if in.version == 0 || in.id != bootstrapID {
+		return
 	}
+	if in.bootstrapping {
+		in.add(Finding{Severity: Harmless, Kind: Bootstrap, File: metadataNames[0], Offset: -1, Text: "the founding of the cluster did not finish; it begins anew"})
+		return
+	}
+	in.add(Finding{Severity: Damaged, Kind: Gap, File: ".", Offset: -1, Silent: true, Text: "the member has founded a cluster, and there is neither log nor snapshot"})
 }
