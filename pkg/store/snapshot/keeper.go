@@ -122,6 +122,7 @@ func (k *Keeper) Run(ctx context.Context, source KeeperSource) {
 		}
 		next := k.o.Interval
 		if err := k.takeChanged(ctx, source); err != nil && ctx.Err() == nil {
+			k.note(nil, err)
 			next = min(next, retryInterval)
 			k.o.Logger.Warn("snapshots: none taken", "error", err, "again", next)
 		}
@@ -207,8 +208,9 @@ func (k *Keeper) take(ctx context.Context, source KeeperSource) (Info, error) {
 	return write(ctx, steps{}, k.o.Dir, func(i Info) string { return fileName(i.Revision, now) }, now, source)
 }
 
-// makeSpace removes the oldest snapshots while there is not enough space for
-// one of size bytes. The newest whole one stays in any case.
+// makeSpace removes the oldest snapshots when there is not enough space for
+// one of size bytes and that makes enough. The newest whole one stays in any
+// case.
 func (k *Keeper) makeSpace(size int64) error {
 	free, err := k.free()
 	if err != nil || free >= size+k.o.MinFree {
@@ -222,19 +224,21 @@ func (k *Keeper) makeSpace(size int64) error {
 	for _, err := range damaged {
 		k.o.Logger.Warn("snapshots: damaged", "error", err)
 	}
-	for i := len(files) - 1; i >= 0 && newest != nil && free < size+k.o.MinFree; i-- {
-		if files[i].Path == newest.Path {
-			continue
-		}
-		if err := k.remove(files[i], "space is short"); err != nil {
-			return err
-		}
-		if free, err = k.free(); err != nil {
-			return err
+	var away []File
+	gain := free
+	for i := len(files) - 1; i >= 0 && gain < size+k.o.MinFree; i-- {
+		if newest != nil && files[i].Path != newest.Path {
+			away = append(away, files[i])
+			gain += files[i].Size
 		}
 	}
-	if free < size+k.o.MinFree {
+	if gain < size+k.o.MinFree {
 		return fmt.Errorf("%w: %s has %d MiB, wanted are %d and %d that stay free", ErrNoSpace, k.o.Dir, free>>20, size>>20, k.o.MinFree>>20)
+	}
+	for _, f := range away {
+		if err := k.remove(f, "space is short"); err != nil {
+			return err
+		}
 	}
 	return nil
 }

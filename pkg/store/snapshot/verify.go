@@ -196,7 +196,9 @@ func parseChange(key, value []byte) (etcdRevision, mvccpb.KeyValue, error) {
 	return at, kv, nil
 }
 
-// readNote compares a snapshot of ours with what it says of itself.
+// readNote compares a snapshot of ours with what it says of itself. An etcd
+// that was restored from one carries the note on, into snapshots of its own at
+// later revisions: of those it says nothing.
 func (s *Snapshot) readNote() error {
 	return s.file.walk(noteBucket, func(key, value []byte) error {
 		if string(key) != noteKey {
@@ -205,6 +207,9 @@ func (s *Snapshot) readNote() error {
 		n, err := parseNote(value)
 		if err != nil {
 			return err
+		}
+		if n.Revision < s.Info.Revision {
+			return nil
 		}
 		if n.Keys != s.Info.Keys || n.Revision != s.Info.Revision {
 			return fmt.Errorf("%d keys at revision %d; it says %d at %d", s.Info.Keys, s.Info.Revision, n.Keys, n.Revision)
