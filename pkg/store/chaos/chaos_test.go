@@ -1,0 +1,71 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/cairn-os/cairn/pkg/store/chaos/nodes"
+)
+
+// number reads an environment variable.
+func number(t *testing.T, name string, otherwise uint64) uint64 {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.ParseUint(text, 10, 63)
+	if err != nil {
+		t.Fatalf("%s=%q: want a number", name, text)
+	}
+	return n
+}
+
+// runs carries out some runs: in the chaos lane many long ones, elsewhere
+// briefly.
+func runs(t *testing.T, target Target, count int, brief, full uint64) {
+	if err := nodes.Available(); errors.Is(err, nodes.ErrUnavailable) {
+		t.Skip(err)
+	}
+	length, n := 5*time.Second, brief
+	if os.Getenv("CAIRN_LANE") == "chaos" {
+		length, n = 12*time.Second, full
+	}
+	n = number(t, "CAIRN_CHAOS_RUNS", n)
+	first := number(t, "CAIRN_CHAOS_SEED", 1)
+	output := os.Getenv("CAIRN_CHAOS_OUTPUT")
+	if output == "" {
+		output = filepath.Join(os.TempDir(), "cairn-chaos")
+	}
+	if n == 0 {
+		t.Skip("CAIRN_CHAOS_RUNS=0")
+	}
+	for seed := first; seed < first+n; seed++ {
+		t.Run("seed="+strconv.FormatUint(seed, 10), func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), length+2*recovery+2*startPatience)
+			defer cancel()
+			r, err := Run(ctx, Options{
+				Target: target, Seed: seed, Nodes: count, Length: length,
+				Dir: t.TempDir(), Output: filepath.Join(output, t.Name()),
+			})
+			t.Log(r)
+			for _, p := range r.Problems {
+				t.Error(p)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			if t.Failed() {
+				t.Logf("everything recorded is in %s; replay: CAIRN_CHAOS_SEED=%d CAIRN_CHAOS_RUNS=1 ./build.sh test chaos --run %s", r.Output, seed, t.Name()[:len(t.Name())-len("/seed=")-len(strconv.FormatUint(seed, 10))])
+			}
+		})
+	}
+}
+
+// TestEtcd proves the checker: it must find nothing wrong with etcd.
+func TestEtcd(t *testing.T) { runs(t, etcdTarget{}, 3, 1, 5) }

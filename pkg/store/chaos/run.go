@@ -1,0 +1,235 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cairn-os/cairn/pkg/store/chaos/history"
+	"github.com/cairn-os/cairn/pkg/store/chaos/nodes"
+)
+
+// startPatience bounds the time until all nodes answer for the first time.
+const startPatience = time.Minute
+
+// Options describe a run.
+type Options struct {
+	Target Target
+	Seed   uint64
+	Nodes  int
+	// Length is the time in which faults come.
+	Length time.Duration
+	// Dir holds the nodes' disks, Output what a failed run leaves.
+	Dir, Output string
+}
+
+// Report tells what a run did and what is wrong.
+type Report struct {
+	Seed     uint64
+	Problems []string
+	Faults   map[FaultKind]int
+	// Requests that clients made, Unknown of them without an answer.
+	Requests, Unknown, Changes int
+	// Gap is the longest time in which no write was acknowledged, Recovery
+	// the time from the last fault until all was well.
+	Gap, Recovery time.Duration
+	Elections     uint64   // by how much the term grew
+	Exits         []string // of programs that nobody had killed
+	Output        string   // where everything is, of a failed run
+}
+
+func (r Report) String() string {
+	var faults []string
+	for _, k := range slices.Sorted(maps.Keys(r.Faults)) {
+		faults = append(faults, fmt.Sprintf("%s %d", k, r.Faults[k]))
+	}
+	s := fmt.Sprintf("seed %d: %d requests, %d unknown, %d changes; faults: %s; %.1fs without a write, %d elections, recovered in %.1fs",
+		r.Seed, r.Requests, r.Unknown, r.Changes, strings.Join(faults, ", "), r.Gap.Seconds(), r.Elections, r.Recovery.Seconds())
+	for _, exit := range r.Exits {
+		s += "; " + exit
+	}
+	return s
+}
+
+// Run starts the nodes, breaks them as the seed says while clients work,
+// heals them and judges. The error says why there is no judgement; what the
+// store did wrong is in the report.
+func Run(ctx context.Context, o Options) (r Report, err error) {
+	r.Seed = o.Seed
+	logs, err := openLogs(o)
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, logs.close(r.Output != "" || err != nil)) }()
+	set, err := nodes.New(ctx, o.Dir, o.Nodes, diskSize, func(i int) io.Writer { return logs.files[i] })
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, set.Close()) }()
+	term, err := bringUp(ctx, o.Target, set)
+	if err != nil {
+		return r, err
+	}
+	h := history.New()
+	b := newBreaker(set, o.Target, h)
+	w := &workload{seed: o.Seed, clients: 5 + int(o.Seed%4), history: h}
+	for _, n := range set.Nodes {
+		w.sockets = append(w.sockets, Socket(n))
+	}
+	plan := Plan(o.Seed, o.Nodes, o.Length)
+	r.Recovery, err = w.run(ctx, func() error { return b.run(ctx, plan) })
+	if ctx.Err() != nil {
+		return r, ctx.Err()
+	}
+	if err != nil {
+		r.Problems = append(r.Problems, err.Error())
+	}
+	verdict := h.Check()
+	r.Problems = append(r.Problems, verdict.Problems...)
+	r.Requests, r.Unknown, r.Changes, r.Gap, r.Faults = verdict.Requests, verdict.Unknown, verdict.Changes, gap(h), b.faults
+	_, now := leader(ctx, o.Target, set.Nodes)
+	r.Elections = max(now, term) - term
+	for _, n := range set.Nodes {
+		for _, exit := range n.Exits() {
+			r.Exits = append(r.Exits, fmt.Sprintf("node %d: %s", n.Index, exit))
+		}
+	}
+	if len(r.Problems) > 0 {
+		r.Output = logs.dir
+		err = keep(logs.dir, r, plan, b.told, h, verdict)
+	}
+	return r, err
+}
+
+// diskSize is that of each node's disk: etcd allocates 64 MiB at once.
+const diskSize = 512 << 20
+
+// logs are the nodes' outputs, in a directory that is removed unless the run
+// failed.
+type logs struct {
+	dir   string
+	files []*os.File
+}
+
+func openLogs(o Options) (*logs, error) {
+	l := &logs{dir: filepath.Join(o.Output, fmt.Sprintf("seed-%d", o.Seed))}
+	if err := os.RemoveAll(l.dir); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(l.dir, 0o755); err != nil {
+		return nil, err
+	}
+	for i := range o.Nodes {
+		f, err := os.Create(filepath.Join(l.dir, fmt.Sprintf("node%d.log", i)))
+		if err != nil {
+			return nil, errors.Join(err, l.close(false))
+		}
+		l.files = append(l.files, f)
+	}
+	return l, nil
+}
+
+func (l *logs) close(keep bool) error {
+	var errs []error
+	for _, f := range l.files {
+		errs = append(errs, f.Close())
+	}
+	if !keep {
+		errs = append(errs, os.RemoveAll(l.dir))
+	}
+	return errors.Join(errs...)
+}
+
+// bringUp starts all nodes and waits until each answers and one leads. It
+// returns the term.
+func bringUp(ctx context.Context, target Target, set *nodes.Set) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	for _, n := range set.Nodes {
+		argv, env, err := target.Program(n, set.Nodes)
+		if err != nil {
+			return 0, fmt.Errorf("node %d: %w", n.Index, err)
+		}
+		n.SetProgram(argv, env)
+		if err := n.Start(ctx); err != nil {
+			return 0, err
+		}
+	}
+	for _, n := range set.Nodes {
+		if err := answers(ctx, n); err != nil {
+			return 0, fmt.Errorf("node %d does not answer within %s of its start: %w (exits: %q)", n.Index, startPatience, err, n.Exits())
+		}
+	}
+	for {
+		if found, term := leader(ctx, target, set.Nodes); found != nil {
+			return term, nil
+		}
+		if err := pause(ctx, errorPause); err != nil {
+			return 0, fmt.Errorf("no node says that it leads within %s", startPatience)
+		}
+	}
+}
+
+// answers waits until a node answers a read.
+func answers(ctx context.Context, n *nodes.Node) error {
+	c, err := dial(Socket(n))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for {
+		asking, cancel := context.WithTimeout(ctx, requestTimeout)
+		_, err := c.Get(asking, prefix)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if !n.Running() {
+			return fmt.Errorf("the program ended: %w", err)
+		}
+		if pause(ctx, errorPause) != nil {
+			return err
+		}
+	}
+}
+
+// gap is the longest time between two acknowledged writes.
+func gap(h *history.History) time.Duration {
+	var at []time.Duration
+	for _, o := range h.Operations() {
+		if o.Done {
+			at = append(at, o.Return)
+		}
+	}
+	slices.Sort(at)
+	var longest, last time.Duration
+	for _, t := range at {
+		longest, last = max(longest, t-last), t
+	}
+	return longest
+}
+
+// keep writes what there is to know about a failed run into dir.
+func keep(dir string, r Report, plan []Fault, told []string, h *history.History, v history.Verdict) error {
+	text := fmt.Sprintf("%s\n\n%s\n\nplan:\n%s\nhappened:\n%s\n", r, strings.Join(r.Problems, "\n"), describe(plan), strings.Join(told, "\n"))
+	if err := os.WriteFile(filepath.Join(dir, "report.txt"), []byte(text), 0o644); err != nil {
+		return err
+	}
+	for name, write := range map[string]func(io.Writer) error{"history.txt": h.Write, "porcupine.html": v.Visualize} {
+		f, err := os.Create(filepath.Join(dir, name))
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(write(f), f.Close()); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,83 @@
+package chaos
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/cairn-os/cairn/pkg/store/chaos/history"
+)
+
+// watcher follows all keys through one node, from the first revision on.
+type watcher struct {
+	node    int
+	etcd    *clientv3.Client
+	history *history.History
+}
+
+// run watches until ctx ends. A watch that ends is begun anew after the last
+// revision that it delivered, as the apiserver's reflectors do; interruptions
+// that etcd's client mends by itself are not seen here.
+func (w *watcher) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	next := int64(1)
+	for ctx.Err() == nil {
+		// Without a leader the watch is to end, not to wait in silence.
+		life, end := context.WithCancel(clientv3.WithRequireLeader(ctx))
+		wg.Go(func() { w.askProgress(life) })
+		next = w.follow(life, next)
+		end()
+		w.history.Restarted(w.node)
+		_ = pause(ctx, errorPause)
+	}
+}
+
+// follow delivers from revision next until the watch ends. It returns where
+// the next one begins.
+func (w *watcher) follow(ctx context.Context, next int64) int64 {
+	for resp := range w.etcd.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(next), clientv3.WithPrevKV(), clientv3.WithProgressNotify()) {
+		at := w.history.Now()
+		if resp.Err() != nil {
+			return next
+		}
+		if resp.IsProgressNotify() {
+			w.history.Watched(w.node, history.Item{At: at, Progress: resp.Header.Revision})
+		}
+		var items []history.Item
+		for _, e := range resp.Events {
+			x := history.Event{KV: pair(e.Kv), Deleted: e.Type == mvccpb.DELETE, Prev: pair(e.PrevKv)}
+			if x.Deleted {
+				x.Created, x.Version = 0, 0 // A deletion has none, in etcd; kine repeats the key's.
+			}
+			items = append(items, history.Item{At: at, Event: x})
+			next = x.Modified + 1
+		}
+		w.history.Watched(w.node, items...)
+	}
+	return next
+}
+
+func (w *watcher) askProgress(ctx context.Context) {
+	for pause(ctx, progressEvery) == nil {
+		// An error is the watch's own to report.
+		asking, cancel := context.WithTimeout(ctx, progressEvery)
+		_ = w.etcd.RequestProgress(asking)
+		cancel()
+	}
+}
+
+// pause waits for d; it returns an error when ctx ends before.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return ctx.Err()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
