@@ -13,7 +13,7 @@ usage() {
 	  deps            install what a build needs, by apt (as root or with sudo)
 	  image [TARGET]  build the image of TARGET (amd64) into out/TARGET/
 	  run             build the image and boot it; see ./build.sh run --help
-	  test [LANE]     run the tests: unit, native, vm, or all of them
+	  test [LANE]     run the tests: unit, native, vm, or all of these; chaos
 	  bench [NAME]    measure (comes with the benchmarks)
 
 	Try:

@@ -1,6 +1,6 @@
 // Package lane runs the project's tests in lanes: unit (values, formats and
 // state machines), native (machines in namespaces of this one) and vm (the
-// real image in QEMU). It counts what was skipped and says why, so that a
+// real image in QEMU), and apart from these some that take long. It counts what was skipped and says why, so that a
 // test which never runs does not look like one that passes.
 package lane
 
@@ -26,6 +26,10 @@ const Variable = "CAIRN_LANE"
 // Names lists the lanes in the order in which they run.
 var Names = []string{"unit", "native", "vm"}
 
+// Apart lists the lanes that run only when they are named, because they take
+// long. Their tests run briefly in the unit lane as well.
+var Apart = []string{"chaos"}
+
 // Require skips t unless it runs in the lane name.
 func Require(t testing.TB, name string) {
 	t.Helper()
@@ -36,7 +40,7 @@ func Require(t testing.TB, name string) {
 
 // Options say what to run and where the output goes.
 type Options struct {
-	Lanes  []string // of Names; empty means all
+	Lanes  []string // of Names and Apart; empty means all of Names
 	Run    string   // the -run pattern of go test
 	Images string   // directory of the built image's outputs, for native and vm
 	Output io.Writer
@@ -69,6 +73,11 @@ var lanePackages = map[string][]string{
 	"vm":     {"./pkg/build/grub/...", "./pkg/vm/...", "./pkg/runner/..."},
 }
 
+// apartPackages hold the tests of the lanes apart, all of them the store's.
+var apartPackages = map[string][]string{
+	"chaos": {"./pkg/store/chaos/..."},
+}
+
 // Run runs the lanes one after the other and returns an error when anything
 // failed. It goes on after a failure, so that one run shows all of them.
 func Run(ctx context.Context, o Options) error {
@@ -79,8 +88,8 @@ func Run(ctx context.Context, o Options) error {
 	var r results
 	var failed []string
 	for _, lane := range lanes {
-		if !slices.Contains(Names, lane) {
-			return fmt.Errorf("lane %q: want one of %s", lane, strings.Join(Names, ", "))
+		if known := slices.Concat(Names, Apart); !slices.Contains(known, lane) {
+			return fmt.Errorf("lane %q: want one of %s", lane, strings.Join(known, ", "))
 		}
 		cmds, err := commands(ctx, lane, o)
 		if err != nil {
@@ -100,6 +109,9 @@ func Run(ctx context.Context, o Options) error {
 }
 
 func commands(ctx context.Context, lane string, o Options) ([]command, error) {
+	if packages, apart := apartPackages[lane]; apart {
+		return []command{goTest(lane, o, o.StoreEnv, "-p=1", "-timeout=24h", packages)}, nil
+	}
 	if lane != "unit" {
 		return []command{goTest(lane, o, []string{"CGO_ENABLED=0"}, "-p=1", "-timeout=80m", lanePackages[lane])}, nil
 	}
