@@ -69,7 +69,9 @@ func connect(t *testing.T, socket string) *clientv3.Client {
 // Reasons for exceptions, with what they mean to an apiserver.
 const (
 	noVersions = "kine's table does not count a key's versions; the apiserver compares revisions, and the version of compact_rev_key alone, " +
-		"which kine's front keeps in the value. TestEvents looks at the rest"
+		"which kine's front keeps in the value. Events looks at the rest"
+	notDense = "a write that lost to another one takes a revision, without an event; the apiserver wants revisions to rise, not to be dense. " +
+		"EveryChangeOnce counts without density"
 	onlyASCII = "kine's column of names is text (ASCII in MySQL); Kubernetes' names are"
 )
 
@@ -82,19 +84,39 @@ var exceptions = map[string]string{
 		"the apiserver lists below /registry/, and no name has a sign as low as the bytes that stand for zero",
 	"CompactKeepsTheRevision": "kine removes a tombstone that is the newest row, and the revision with it; the apiserver compacts to a revision " +
 		"five minutes old, and its record of that is a newer row",
-	"ConcurrentIncrements": "a comparison lost to another writer takes a revision, without an event; the apiserver wants revisions to rise, " +
-		"not to be dense. TestEveryChangeOnce has the counting without density",
+	"ConcurrentIncrements": notDense, "WatchersSeeEveryRevisionOnce": notDense,
 }
 
-// TestConformance runs the suite on each database, every test on an empty table.
-func TestConformance(t *testing.T) {
+// TestDatabases runs the tests below on each database. It takes as long as its
+// servers do to start, so they share one, with an empty table for each.
+func TestDatabases(t *testing.T) {
 	for _, p := range products {
 		t.Run(p.name, func(t *testing.T) {
 			d := p.serve(t)
-			storetest.RunExcept(t, exceptions, func(t *testing.T) *clientv3.Client {
-				d.sql(t, "DROP TABLE IF EXISTS kine")
-				return connect(t, serve(t, d.url(), nil).socket)
-			})
+			for _, x := range []struct {
+				name string
+				run  func(*testing.T, *database)
+			}{
+				{"Conformance", conformance},
+				{"Events", events},
+				{"EveryChangeOnce", everyChangeOnce},
+				{"ServersAgree", serversAgree},
+				{"Messages", messages},
+				{"Outage", outage},
+			} {
+				t.Run(x.name, func(t *testing.T) {
+					d.sql(t, "DROP TABLE IF EXISTS kine")
+					x.run(t, d)
+				})
+			}
 		})
 	}
+}
+
+// conformance runs the suite, every test on an empty table.
+func conformance(t *testing.T, d *database) {
+	storetest.RunExcept(t, exceptions, func(t *testing.T) *clientv3.Client {
+		d.sql(t, "DROP TABLE IF EXISTS kine")
+		return connect(t, serve(t, d.url(), nil).socket)
+	})
 }

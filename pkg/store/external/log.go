@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/sirupsen/logrus"
 )
 
@@ -29,6 +30,8 @@ func attach(log *slog.Logger, redact func(string) string) (detach func()) {
 	l.SetLevel(logrus.InfoLevel)
 	l.ExitFunc = func(int) { runtime.Goexit() }
 	l.AddHook(bridge{log, redact})
+	// The MySQL driver would print each broken connection to standard error.
+	_ = mysql.SetLogger(&mysql.NopLogger{}) // fails for nil only
 	return func() {
 		l.SetOutput(out)
 		l.SetLevel(level)
