@@ -127,9 +127,9 @@ func (b *breaker) victim(ctx context.Context, f Fault) *nodes.Node {
 	return b.set.Nodes[f.Victim]
 }
 
-// leader asks all nodes who leads; nil: none says that it does. The second
-// value is the newest term that was told.
-func leader(ctx context.Context, target Target, all []*nodes.Node) (*nodes.Node, uint64) {
+// leader asks all nodes who leads, and returns its status too; nil: none says
+// that it does, and the status holds the newest term that was told.
+func leader(ctx context.Context, target Target, all []*nodes.Node) (*nodes.Node, Status) {
 	ctx, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
 	defer cancel()
 	answers := make([]Status, len(all))
@@ -143,14 +143,18 @@ func leader(ctx context.Context, target Target, all []*nodes.Node) (*nodes.Node,
 	}
 	wg.Wait()
 	var found *nodes.Node
-	var term, newest uint64
+	var status Status
 	for i, s := range answers {
-		newest = max(newest, s.Term)
-		if s.Leads && s.Term >= term {
-			found, term = all[i], s.Term
+		if s.Leads && (found == nil || s.Term > status.Term) {
+			found, status = all[i], s
 		}
 	}
-	return found, newest
+	if found == nil {
+		for _, s := range answers {
+			status.Term = max(status.Term, s.Term)
+		}
+	}
+	return found, status
 }
 
 func (b *breaker) inflict(ctx context.Context, number int, f Fault, n *nodes.Node) (heal func(context.Context) error, err error) {

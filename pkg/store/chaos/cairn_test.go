@@ -10,25 +10,80 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/cairn-os/cairn/pkg/build/binaries"
+	"github.com/cairn-os/cairn/pkg/store/admin"
 	"github.com/cairn-os/cairn/pkg/store/chaos/nodes"
+	"github.com/cairn-os/cairn/pkg/store/peer/peertest"
 )
 
-// cairn is the store as one program of a lone member.
+// lone is the store as one program of a member without others.
 type lone struct{ binary string }
 
 func (l lone) Program(n *nodes.Node, _ []*nodes.Node) (argv, env []string, err error) {
-	return []string{l.binary, "--dir", filepath.Join(n.Dir, "store"), "--socket", Socket(n)}, []string{"MALLOC_ARENA_MAX=1"}, nil
+	return []string{
+		l.binary, "--dir", filepath.Join(n.Dir, "store"), "--socket", Socket(n), "--admin-socket", adminSocket(n),
+	}, []string{"MALLOC_ARENA_MAX=1"}, nil
 }
 
-// Status: a lone member leads if it answers.
+func adminSocket(n *nodes.Node) string { return filepath.Join(n.Dir, "admin.sock") }
+
 func (l lone) Status(ctx context.Context, n *nodes.Node) (Status, error) {
-	return Status{Leads: true, Term: 1}, nil
+	c := admin.Open(adminSocket(n))
+	defer c.Close()
+	s, err := c.Status(ctx)
+	if err != nil {
+		return Status{}, err
+	}
+	out := Status{Leads: s.Leader == s.ID, Term: s.Term}
+	for _, m := range s.Members {
+		if m.Role == "voter" {
+			out.Voters++
+		}
+	}
+	return out, nil
 }
 
-// TestLone breaks a store of one member: nothing is lost, whatever comes.
-func TestLone(t *testing.T) { runs(t, lone{build(t)}, 1, 1, 20) }
+// cluster is the store as a member of several.
+type cluster struct {
+	lone
+	ca   *peertest.CA
+	keys string // directory of the certificates
+}
+
+func (c cluster) Program(n *nodes.Node, all []*nodes.Node) (argv, env []string, err error) {
+	argv, env, err = c.lone.Program(n, all)
+	if err != nil {
+		return nil, nil, err
+	}
+	now := time.Now() // The nodes' clocks jump by hours.
+	credentials, err := c.ca.Issue(c.keys, fmt.Sprintf("node%d", n.Index), peertest.Valid(now.AddDate(0, 0, -2), now.AddDate(0, 0, 2)))
+	if err != nil {
+		return nil, nil, err
+	}
+	argv = append(argv, "--name", fmt.Sprintf("node%d", n.Index), "--listen", peerAddress(n), "--advertise", peerAddress(n),
+		"--ca", credentials.CA, "--cert", credentials.Certificate, "--key", credentials.Key)
+	if n.Index > 0 {
+		argv = append(argv, "--join", peerAddress(all[0]))
+	}
+	return argv, env, nil
+}
+
+func peerAddress(n *nodes.Node) string { return n.Address.String() + ":2380" }
+
+// TestCluster breaks a store of three members.
+func TestCluster(t *testing.T) {
+	binary, keys := build(t), t.TempDir()
+	ca, err := peertest.NewCA(keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs(t, cluster{lone{binary}, ca, keys}, 3, 3, 100)
+}
+
+// TestLone breaks a store of one member.
+func TestLone(t *testing.T) { runs(t, lone{build(t)}, 1, 1, 10) }
 
 // build compiles the store's program, with the environment that links dqlite.
 func build(t *testing.T) string {

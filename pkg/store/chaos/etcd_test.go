@@ -97,7 +97,7 @@ func (etcdTarget) Status(ctx context.Context, n *nodes.Node) (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
-	return Status{Leads: s.Leader == s.Header.MemberId, Term: s.RaftTerm}, nil
+	return Status{Leads: s.Leader == s.Header.MemberId, Term: s.RaftTerm, Voters: 3}, nil
 }
 
 // loneEtcd is one etcd in this process, for tests without root.

@@ -95,7 +95,7 @@ func Run(ctx context.Context, o Options) (r Report, err error) {
 	r.Problems = append(r.Problems, verdict.Problems...)
 	r.Requests, r.Unknown, r.Changes, r.Gap, r.Faults = verdict.Requests, verdict.Unknown, verdict.Changes, gap(h), b.faults
 	_, now := leader(ctx, o.Target, set.Nodes)
-	r.Elections = max(now, term) - term
+	r.Elections = max(now.Term, term) - term
 	for _, n := range set.Nodes {
 		for _, exit := range n.Exits() {
 			r.Exits = append(r.Exits, fmt.Sprintf("node %d: %s", n.Index, exit))
@@ -147,8 +147,8 @@ func (l *logs) close(keep bool) error {
 	return errors.Join(errs...)
 }
 
-// bringUp starts all nodes and waits until each answers and one leads. It
-// returns the term.
+// bringUp starts all nodes and waits until each answers and votes. It returns
+// the term.
 func bringUp(ctx context.Context, target Target, set *nodes.Set) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, startPatience)
 	defer cancel()
@@ -168,11 +168,12 @@ func bringUp(ctx context.Context, target Target, set *nodes.Set) (uint64, error)
 		}
 	}
 	for {
-		if found, term := leader(ctx, target, set.Nodes); found != nil {
-			return term, nil
+		found, status := leader(ctx, target, set.Nodes)
+		if found != nil && status.Voters == len(set.Nodes) {
+			return status.Term, nil
 		}
 		if err := pause(ctx, errorPause); err != nil {
-			return 0, fmt.Errorf("no node says that it leads within %s", startPatience)
+			return 0, fmt.Errorf("the nodes do not all vote under one leader within %s: %+v", startPatience, status)
 		}
 	}
 }

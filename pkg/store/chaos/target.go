@@ -20,6 +20,8 @@ type Target interface {
 type Status struct {
 	Leads bool
 	Term  uint64
+	// Voters counts the members that vote, as the leader knows them.
+	Voters int
 }
 
 // Socket is where a node's program serves etcd's protocol.
