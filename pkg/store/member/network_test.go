@@ -250,3 +250,15 @@ func count(t *testing.T, n *testNode) int {
 }
 
 var _ io.Closer = (*Member)(nil)
+
+// values returns the one text in table t at the leader.
+func values(t *testing.T, n *testNode) string {
+	t.Helper()
+	db := openDB(t, n)
+	defer db.Close()
+	var text string
+	eventually(t, func(ctx context.Context) error {
+		return db.QueryRowContext(ctx, "SELECT group_concat(x) FROM t").Scan(&text)
+	})
+	return text
+}

@@ -28,9 +28,10 @@ func ReadLast(dir string) (term, index uint64, err error) {
 
 // Reconfigure makes members the configuration of the cluster to which the
 // data in dir belongs, without asking anybody. The member must not run, nor may
-// any other of the former configuration ever run again with its data.
-// It is tried once in a process: after a failure dqlite keeps the directory locked
-// (dqlite_node_recover_ext of 1.18.6).
+// any other of the former configuration ever run again with its data: the
+// entry that is added has term 1 (uvRecover of dqlite 1.18.6), so
+// others would seem to have seen more. It is tried once in a process: after a
+// failure dqlite keeps the directory locked.
 func Reconfigure(dir string, members []Info) error {
 	voters := 0
 	var nodes []client.NodeInfo
