@@ -51,6 +51,7 @@ type Backend struct {
 	log        *slog.Logger
 	db         *sql.DB
 	codec      *codec
+	index      *index
 	reader     *reader
 	writer     *writer
 	feed       *feed
@@ -77,7 +78,7 @@ func Open(ctx context.Context, o Options) (*Backend, error) {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	b := &Backend{
-		log: o.Logger, db: sql.OpenDB(o.Connector), codec: values, maxHistory: o.MaxHistory, confirm: o.Confirm, quota: newQuota(o.Quota),
+		log: o.Logger, db: sql.OpenDB(o.Connector), codec: values, index: newIndex(), maxHistory: o.MaxHistory, confirm: o.Confirm, quota: newQuota(o.Quota),
 		sweepPoke: make(chan struct{}, 1), stopped: make(chan struct{}),
 	}
 	if b.maxHistory <= 0 {
@@ -89,10 +90,11 @@ func Open(ctx context.Context, o Options) (*Backend, error) {
 	b.db.SetMaxOpenConns(readers)
 	b.db.SetMaxIdleConns(readers)
 	b.db.SetConnMaxIdleTime(readersIdle)
-	b.reader = newReader(b.db, b.codec)
-	b.writer = newWriter(o.Connector, o.Logger, b.committed)
+	b.reader = newReader(b.db, b.codec, b.index)
+	b.writer = newWriter(o.Connector, o.Logger, b.index, b.committed)
 
 	b.feed = newFeed(b.reader, b.log, b.current.Load, b.compacted.Load)
+	b.feed.events = b.reader.events
 	run, stop := context.WithCancel(context.Background())
 	b.stop = stop
 	b.start(func() { b.writer.run(run); close(b.stopped) })
@@ -121,7 +123,14 @@ func (b *Backend) prepare(ctx context.Context) error {
 	if err := b.readMeta(ctx); err != nil {
 		return err
 	}
-	return b.observe(ctx)
+	if _, err := b.writer.do(ctx, b.stopped, write{statements: []statement{newStatement(sqlTouch)}}); err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	if err := b.reader.load(ctx); err != nil {
+		return err
+	}
+	b.current.Store(b.index.newest())
+	return nil
 }
 
 // Close ends watches, lets writes that have begun finish and stops.
@@ -132,21 +141,24 @@ func (b *Backend) Close() error {
 	return b.db.Close()
 }
 
-// committed is told the id of each row written.
-func (b *Backend) committed(id int64) {
-	if advance(&b.current, id) {
+// committed is told of rows that were written, in the order of revisions.
+func (b *Backend) committed(rows []committed) {
+	for _, r := range rows {
+		b.reader.recent.add(r.entry)
+	}
+	b.feed.announce(rows)
+	if advance(&b.current, rows[len(rows)-1].id) {
 		b.feed.notify()
 	}
 }
 
-// observe learns the newest revision from the database.
+// observe learns of writes whose outcome was lost.
 func (b *Backend) observe(ctx context.Context) error {
-	rev, err := b.reader.number(ctx, sqlRevision)
-	if err != nil {
-		return fmt.Errorf("read revision: %w", err)
+	if !b.writer.stale.Load() {
+		return nil
 	}
-	b.committed(rev)
-	return nil
+	_, err := b.writer.do(ctx, b.stopped, write{})
+	return err
 }
 
 // advance raises a to at least to, and reports whether it did.
@@ -185,7 +197,8 @@ func (b *Backend) read(ctx context.Context, revision int64, fn func(at int64) er
 			return current, server.ErrFutureRev
 		}
 		if at >= b.compacted.Load() {
-			if err := fn(at); err != nil {
+			// A row may be gone because compaction came between.
+			if err := fn(at); err != nil && !(errors.Is(err, errGone) && at < b.compacted.Load()) {
 				return current, toEtcd(err)
 			}
 		}
@@ -202,18 +215,12 @@ func (b *Backend) read(ctx context.Context, revision int64, fn func(at int64) er
 // Get returns the current revision and the key as of revision, 0 for now. A
 // key that does not exist is nil.
 func (b *Backend) Get(ctx context.Context, key string, revision int64, keysOnly bool) (int64, *server.KeyValue, error) {
-	var found *row
+	var found *server.KeyValue
 	rev, err := b.read(ctx, revision, func(at int64) (err error) {
-		found, err = b.reader.get(ctx, key, at)
+		found, err = b.reader.get(ctx, key, at, keysOnly)
 		return err
 	})
-	if err != nil || found == nil || found.deleted {
-		return rev, nil, err
-	}
-	if keysOnly {
-		found.Value = nil
-	}
-	return rev, &found.KeyValue, nil
+	return rev, found, err
 }
 
 // List returns the current revision and the live keys of a range as of
@@ -230,9 +237,9 @@ func (b *Backend) List(ctx context.Context, key, end string, limit, revision int
 // Count returns the current revision and the number of live keys of a range.
 func (b *Backend) Count(ctx context.Context, key, end string, revision int64) (int64, int64, error) {
 	var n int64
-	rev, err := b.read(ctx, revision, func(at int64) (err error) {
-		n, err = b.reader.count(ctx, newRange(key, end), at)
-		return err
+	rev, err := b.read(ctx, revision, func(at int64) error {
+		n = b.index.count(newRange(key, end), at)
+		return nil
 	})
 	return rev, n, err
 }
@@ -244,7 +251,7 @@ func (b *Backend) Create(ctx context.Context, key string, value []byte, lease in
 		return b.current.Load(), err
 	}
 	for {
-		out, err := b.write(ctx, key, value, sqlCreate, []byte(key), lease, b.codec.encode(value))
+		out, err := b.write(ctx, write{operation: create, key: key, plain: value, lease: lease})
 		if err != nil {
 			return b.current.Load(), err
 		}
@@ -269,7 +276,7 @@ func (b *Backend) Update(ctx context.Context, key string, value []byte, revision
 	if err := b.quota.admit(key, true); err != nil {
 		return b.current.Load(), nil, false, err
 	}
-	out, err := b.write(ctx, key, value, sqlUpdate, []byte(key), lease, b.codec.encode(value), revision)
+	out, err := b.write(ctx, write{operation: update, key: key, plain: value, revision: revision, lease: lease})
 	if err != nil {
 		return b.current.Load(), nil, false, err
 	}
@@ -285,7 +292,7 @@ func (b *Backend) Put(ctx context.Context, key string, value []byte, lease int64
 	if err := b.quota.admit(key, false); err != nil {
 		return b.current.Load(), err
 	}
-	out, err := b.write(ctx, key, value, sqlPut, []byte(key), lease, b.codec.encode(value))
+	out, err := b.write(ctx, write{operation: put, key: key, plain: value, lease: lease})
 	if err != nil {
 		return b.current.Load(), err
 	}
@@ -296,7 +303,7 @@ func (b *Backend) Put(ctx context.Context, key string, value []byte, lease int64
 // returns what it was. A key that is missing counts as deleted for revision 0
 // and as a comparison that failed otherwise.
 func (b *Backend) Delete(ctx context.Context, key string, revision int64) (int64, *server.KeyValue, bool, error) {
-	out, err := b.write(ctx, key, nil, sqlDelete, []byte(key), revision)
+	out, err := b.write(ctx, write{operation: remove, key: key, revision: revision})
 	if err != nil {
 		return b.current.Load(), nil, false, err
 	}
@@ -304,27 +311,24 @@ func (b *Backend) Delete(ctx context.Context, key string, revision int64) (int64
 		rev, kv, err := b.Get(ctx, key, 0, false)
 		return rev, kv, revision == 0 && kv == nil, err
 	}
-	before, err := b.reader.get(ctx, key, out.id-1)
-	if err != nil || before == nil {
+	before, err := b.reader.revision(ctx, out.prev, false)
+	if err != nil {
 		// It is gone for certain; only what it was cannot be told.
-		return out.id, &server.KeyValue{Key: key, ModRevision: revision}, true, nil
+		return out.id, &server.KeyValue{Key: key, ModRevision: out.prev}, true, nil
 	}
-	return out.id, &before.KeyValue, true, nil
+	return out.id, before, true, nil
 }
 
-func (b *Backend) write(ctx context.Context, key string, value []byte, query string, args ...any) (outcome, error) {
-	if key == "" {
+func (b *Backend) write(ctx context.Context, w write) (outcome, error) {
+	if w.key == "" {
 		return outcome{}, rpctypes.ErrGRPCEmptyKey
 	}
-	out, err := b.writer.do(ctx, b.stopped, write{
-		statements: []statement{newStatement(query, args...)}, bytes: len(key) + len(value), revises: true,
-	})
+	w.value = b.codec.encode(w.plain)
+	out, err := b.writer.do(ctx, b.stopped, w)
 	if err == nil && !out.changed {
-		// The row that failed the comparison may be of a write whose outcome
-		// was lost. Who is refused because of it must be able to read it. And
-		// nothing was written, so no majority has agreed that this is the
+		// Nothing was written, so no majority has agreed that this is the
 		// present.
-		err = errors.Join(b.observe(ctx), b.confirm(ctx))
+		err = b.confirm(ctx)
 	}
 	return out, toEtcd(err)
 }

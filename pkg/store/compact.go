@@ -86,6 +86,9 @@ func (b *Backend) sweep(ctx context.Context) error {
 			return fmt.Errorf("sweep %d-%d: %w", b.swept, next, err)
 		}
 		b.swept = next
+		if next == to {
+			b.index.compact(to)
+		}
 	}
 	return nil
 }

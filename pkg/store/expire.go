@@ -3,7 +3,6 @@ package store
 import (
 	"container/heap"
 	"context"
-	"database/sql"
 	"fmt"
 	"time"
 )
@@ -60,9 +59,7 @@ func (b *Backend) expire(ctx context.Context) {
 // list, and deletes what is due. It returns when its watch ends.
 func (b *Backend) expireWatching(ctx context.Context, list *agenda) error {
 	from := b.current.Load() + 1
-	if err := b.readLeases(ctx, list); err != nil {
-		return fmt.Errorf("read leases: %w", err)
-	}
+	b.readLeases(list)
 	events, errs := b.feed.watch(ctx, keyRange{all: true, open: true}, from)
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -91,20 +88,16 @@ func (b *Backend) expireWatching(ctx context.Context, list *agenda) error {
 	}
 }
 
-// readLeases adds the leases in the database that list lacks.
-func (b *Backend) readLeases(ctx context.Context, list *agenda) error {
+// readLeases adds the leases of living keys that list lacks.
+func (b *Backend) readLeases(list *agenda) {
 	known := make(map[int64]bool, len(*list))
 	for _, d := range *list {
 		known[d.revision] = true
 	}
-	return b.reader.each(ctx, sqlLeased, nil, func(rows *sql.Rows) error {
-		var name []byte
-		var revision, lease int64
-		err := rows.Scan(&revision, &name, &lease)
-		if err == nil && !known[revision] {
-			heap.Push(list, newDue(string(name), revision, lease))
+	b.index.leased(func(name string, id, lease int64) {
+		if !known[id] {
+			heap.Push(list, newDue(name, id, lease))
 		}
-		return err
 	})
 }
 
@@ -128,6 +121,6 @@ func (b *Backend) deleteDue(ctx context.Context, list *agenda) {
 }
 
 func (b *Backend) deleteExpired(ctx context.Context, d due) error {
-	_, err := b.write(ctx, d.key, nil, sqlDelete, []byte(d.key), d.revision)
+	_, err := b.write(ctx, write{operation: remove, key: d.key, revision: d.revision})
 	return err
 }

@@ -5,6 +5,7 @@ package store_test
 import (
 	"context"
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -13,9 +14,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	dqlite "github.com/canonical/go-dqlite/v3/driver"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/k3s-io/kine/pkg/server"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -143,35 +146,38 @@ func TestBusyIsRepeated(t *testing.T) {
 	}
 }
 
-// TestBatchFallsBack lets every shared transaction fail at its commit: each
-// write then stands for itself.
+// shared tells the statement of a transaction that several writes share.
+func shared(query string) bool {
+	return strings.HasPrefix(query, "INSERT INTO kv") && strings.Contains(query, "?9,")
+}
+
+// TestBatchFallsBack lets every shared transaction fail: each write then
+// stands for itself.
 func TestBatchFallsBack(t *testing.T) {
 	var failed atomic.Int64
-	var open atomic.Bool
 	b := openFaulty(t, func(query string) (error, bool) {
-		if query == "COMMIT" && open.Load() {
+		if shared(query) {
 			failed.Add(1)
-			return dqlite.Error{Code: dqlite.ErrBusy, Message: "injected"}, false
+			return dqlite.Error{Code: 18, Message: "injected"}, false
 		}
 		return nil, false
 	})
-	open.Store(true)
 	if got := createMany(t, b, 100, func(err error) { t.Error(err) }); got != 100 {
 		t.Errorf("%d of 100 writes succeeded", got)
 	}
 	if failed.Load() == 0 {
 		t.Error("no transaction was shared: the test did not test")
 	}
-	open.Store(false)
 }
 
-// TestAmbiguousCommit lets the commit of every shared transaction be executed
-// and answered with an error of the disk: a writer is told that the outcome is
-// unknown, and never that the key existed, which it did not.
+// TestAmbiguousCommit lets every shared transaction be executed and answered
+// with an error of the disk: a writer is told that the outcome is unknown, and
+// never that the key existed, which it did not.
 func TestAmbiguousCommit(t *testing.T) {
 	var failed atomic.Int64
 	b := openFaulty(t, func(query string) (error, bool) {
-		if query == "COMMIT" && failed.Add(1) > 1 { // The first is the schema's.
+		if shared(query) {
+			failed.Add(1)
 			return dqlite.Error{Code: 10, Message: "injected"}, true
 		}
 		return nil, false
@@ -181,59 +187,112 @@ func TestAmbiguousCommit(t *testing.T) {
 			t.Errorf("create: %v; want Unavailable", err)
 		}
 	})
-	if failed.Load() < 2 {
+	if failed.Load() == 0 {
 		t.Error("no transaction was shared: the test did not test")
 	}
 }
 
-// TestRolledBackRevision lets a compaction share a transaction that is rolled
-// back with a creation: the revision that the creation had in it must not
-// become the current one with the compaction, or watches pass by the row that
-// gets it later.
-func TestRolledBackRevision(t *testing.T) {
-	gate, held, checked := make(chan struct{}), make(chan struct{}), make(chan struct{})
-	var hold, armed, rolledBack atomic.Bool
+// TestUnknownOutcomes loses answers at random, of writes that were executed
+// and of such that were not, while clients create, update and delete: a watch
+// sees exactly what the database holds, what was acknowledged is there, and
+// what was refused was refused because of a row that can be read.
+func TestUnknownOutcomes(t *testing.T) {
+	var on atomic.Bool
+	var n, lost atomic.Int64
 	b := openFaulty(t, func(query string) (error, bool) {
+		if !on.Load() || !strings.HasPrefix(query, "INSERT") {
+			return nil, false
+		}
+		k := n.Add(1)
 		switch {
-		case hold.CompareAndSwap(true, false):
-			close(held)
-			<-gate
-		case query == "COMMIT" && armed.CompareAndSwap(true, false):
-			rolledBack.Store(true)
-			return dqlite.Error{Code: dqlite.ErrBusy, Message: "injected"}, false
-		case strings.HasPrefix(query, "INSERT") && rolledBack.Load():
-			<-checked
+		case k%7 == 3:
+			lost.Add(1)
+			return &net.OpError{Op: "read", Err: net.ErrClosed}, k%2 == 0
+		case k%11 == 5:
+			lost.Add(1)
+			return dqlite.Error{Code: 10, Message: "injected"}, k%2 == 0
+		default:
+			return nil, false
 		}
-		return nil, false
 	})
-	before := createMany(t, b, 3, func(err error) { t.Error(err) }) + 1
-	hold.Store(true)
-	armed.Store(true)
+	watch := b.Watch(t.Context(), "/t/", "/t0", 2)
+	on.Store(true)
+	acknowledged := writeConcurrently(t, b, 6, 60)
+	on.Store(false)
+	if lost.Load() < 10 {
+		t.Errorf("%d answers were lost: the test did not test", lost.Load())
+	}
+	last, err := b.Put(t.Context(), "/t/end", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var live, again []*server.Event
+	for len(live) == 0 || live[len(live)-1].KV.ModRevision < last {
+		live = append(live, <-watch.Events...)
+	}
+	// A watch that begins in the past reads from the database.
+	past := b.Watch(t.Context(), "/t/", "/t0", 2)
+	for len(again) == 0 || again[len(again)-1].KV.ModRevision < last {
+		again = append(again, <-past.Events...)
+	}
+	if diff := cmp.Diff(again, live, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("events from the database and as they happened (-database +live):\n%s", diff)
+	}
+	byRevision := map[int64]*server.Event{}
+	for i, e := range live {
+		if e.KV.ModRevision != int64(i)+2 {
+			t.Fatalf("event %d has revision %d; want %d", i, e.KV.ModRevision, i+2)
+		}
+		byRevision[e.KV.ModRevision] = e
+	}
+	for rev, value := range acknowledged {
+		if e := byRevision[rev]; e == nil || string(e.KV.Value) != value {
+			t.Errorf("revision %d was acknowledged with %q; the watch saw %+v", rev, value, e)
+		}
+	}
+}
+
+// writeConcurrently creates, updates and deletes a few keys and returns what
+// was acknowledged by revision.
+func writeConcurrently(t *testing.T, b *store.Backend, clients, rounds int) map[int64]string {
+	t.Helper()
+	var mu sync.Mutex
+	acknowledged := map[int64]string{}
+	note := func(rev int64, value string, ok bool, err error) {
+		if err == nil && ok {
+			mu.Lock()
+			acknowledged[rev] = value
+			mu.Unlock()
+		}
+		if err != nil && !errors.Is(err, server.ErrKeyExists) && status.Code(err) != codes.Unavailable {
+			t.Errorf("write: %v; want success, a refusal or Unavailable", err)
+		}
+	}
 	var wg sync.WaitGroup
-	create := func(key string) {
-		if _, err := b.Create(t.Context(), key, nil, 0); err != nil {
-			t.Error(err)
-		}
+	for c := range clients {
+		wg.Go(func() {
+			for i := range rounds {
+				key := fmt.Sprintf("/t/%d", (c+i)%4)
+				value := fmt.Sprintf("%d-%d-%s", c, i, strings.Repeat("x", i*10))
+				_, kv, err := b.Get(t.Context(), key, 0, false)
+				switch {
+				case err != nil:
+					t.Error(err)
+				case kv == nil:
+					rev, err := b.Create(t.Context(), key, []byte(value), 0)
+					note(rev, value, true, err)
+				case i%5 == 0:
+					rev, _, ok, err := b.Delete(t.Context(), key, kv.ModRevision)
+					note(rev, "", ok, err)
+				default:
+					rev, _, ok, err := b.Update(t.Context(), key, []byte(value), kv.ModRevision, 0)
+					note(rev, value, ok, err)
+				}
+			}
+		})
 	}
-	wg.Go(func() { create("/t/held") })
-	<-held
-	wg.Go(func() {
-		defer close(checked)
-		if _, err := b.Compact(t.Context(), 2); err != nil {
-			t.Error(err)
-		}
-		if rev, err := b.CurrentRevision(t.Context()); err != nil || rev != before+1 {
-			t.Errorf("revision after a compaction = %d, %v; want %d", rev, err, before+1)
-		}
-	})
-	time.Sleep(100 * time.Millisecond) // until the compaction is queued, before the next creation
-	wg.Go(func() { create("/t/next") })
-	time.Sleep(100 * time.Millisecond)
-	close(gate)
 	wg.Wait()
-	if !rolledBack.Load() {
-		t.Error("no transaction was shared: the test did not test")
-	}
+	return acknowledged
 }
 
 // TestRefusalIsReadable updates a key whose last update was written without
@@ -257,43 +316,6 @@ func TestRefusalIsReadable(t *testing.T) {
 	_, kv, ok, err := b.Update(t.Context(), "/t/a", []byte("3"), rev, 0)
 	if err != nil || ok || kv == nil || string(kv.Value) != "2" {
 		t.Errorf("update at the old revision = %+v, %t, %v; want a refusal that shows the value 2", kv, ok, err)
-	}
-}
-
-// TestLeasesAreReadAgain lets the first look at the leases fail: they expire
-// nevertheless.
-func TestLeasesAreReadAgain(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "data")
-	t.Run("write", func(t *testing.T) {
-		b := openFaults(t, dir, faults{fail: func(string) (error, bool) { return nil, false }})
-		if _, err := b.Create(t.Context(), "/t/leased", nil, 1); err != nil {
-			t.Fatal(err)
-		}
-	})
-	var failed atomic.Bool
-	b := openFaults(t, dir, faults{
-		fail: func(string) (error, bool) { return nil, false },
-		prepare: func(query string) error {
-			if strings.Contains(query, "lease > 0") && failed.CompareAndSwap(false, true) {
-				return dqlite.Error{Code: 1, Message: "injected"}
-			}
-			return nil
-		},
-	})
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		_, kv, err := b.Get(t.Context(), "/t/leased", 0, true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if kv == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("a key with a lease of 1 s is there after 10 s")
-		}
-	}
-	if !failed.Load() {
-		t.Error("leases were not read: the test did not test")
 	}
 }
 

@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// pollInterval is how often the database is asked for changes that
-	// nobody announced: those of writes whose outcome was lost.
+	// pollInterval is how often the writer is asked for changes that it did
+	// not announce: those of writes whose outcome was lost.
 	pollInterval = 5 * time.Second
 	// feedChunk and feedChunkBytes bound how many events are read before
 	// they are handed on. With watchBuffer they bound the memory of a watcher
@@ -26,6 +26,9 @@ const (
 	// stallLimit is how long a watcher may take nothing while others wait
 	// for it in WaitForSyncTo.
 	stallLimit = 20 * time.Second
+	// announcedBytes bounds the rows that the writer has told of and that are
+	// not yet published.
+	announcedBytes = 4 << 20
 )
 
 var (
@@ -49,9 +52,13 @@ type feed struct {
 	head   func() int64 // the newest committed revision that is known
 	// compacted is the compact revision.
 	compacted func() int64
-	poke      chan struct{}
+	// events makes events of announced rows; nil when nobody announces any.
+	events func(context.Context, []committed) ([]*server.Event, error)
+	poke   chan struct{}
 
 	mu        sync.Mutex
+	announced []committed   // in order, those that the writer told of and that are to be published
+	bytes     int           // of announced
 	moved     chan struct{} // closed and replaced when published or a watch's state changes
 	published int64
 	watches   map[*watch]struct{}
@@ -72,6 +79,50 @@ func (f *feed) begin() {
 	f.advance(f.head())
 }
 
+// announce tells the feed of rows that were committed, in their order, before
+// head says so. It keeps some; what it lacks is read from the database.
+func (f *feed) announce(rows []committed) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, r := range rows {
+		f.bytes += len(r.plain) + r.size()
+	}
+	if f.announced = append(f.announced, rows...); f.bytes > announcedBytes {
+		f.announced, f.bytes = nil, 0
+	}
+}
+
+// take removes and returns the announced rows up to a revision that follow
+// what is published. When others come before them, it returns how far those go.
+func (f *feed) take(to int64) (rows []committed, gap int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	begin := 0
+	for begin < len(f.announced) && f.announced[begin].id <= f.published {
+		begin++
+	}
+	end := begin
+	for end < len(f.announced) && f.announced[end].id <= to && f.announced[end].id == f.announced[begin].id+int64(end-begin) {
+		end++
+	}
+	if end == begin || f.announced[begin].id > f.published+1 {
+		gap = to
+		if end > begin {
+			gap = f.announced[begin].id - 1
+		}
+		end = begin
+	}
+	rows, f.announced = f.announced[begin:end:end], f.announced[end:]
+	if len(f.announced) == 0 {
+		f.announced = nil // The array would keep what was handed on.
+	}
+	f.bytes = 0
+	for _, r := range f.announced {
+		f.bytes += len(r.plain) + r.size()
+	}
+	return rows, gap
+}
+
 // notify tells the feed that head has moved.
 func (f *feed) notify() {
 	select {
@@ -80,8 +131,8 @@ func (f *feed) notify() {
 	}
 }
 
-// run publishes until ctx ends. observe asks the database for its newest
-// revision, when nothing was announced for a while.
+// run publishes until ctx ends. observe learns of changes that were not
+// announced.
 func (f *feed) run(ctx context.Context, observe func(context.Context) error) {
 	ticker := time.NewTicker(pollInterval)
 	defer ticker.Stop()
@@ -118,15 +169,28 @@ func (f *feed) publish(ctx context.Context, to int64) error {
 		return nil
 	}
 	var c chunk
-	err := f.reader.changes(ctx, keyRange{all: true, open: true}, f.position(), to, -1, func(e *server.Event) error {
+	add := func(e *server.Event) error {
 		if c.add(e) {
 			f.send(c.events, e.KV.ModRevision)
 			c = chunk{}
 		}
 		return nil
-	})
-	if err != nil {
-		return err
+	}
+	rows, gap := f.take(to)
+	if len(rows) == 0 {
+		to = gap
+		if err := f.reader.changes(ctx, keyRange{all: true, open: true}, f.position(), to, -1, add); err != nil {
+			return err
+		}
+	} else {
+		to = rows[len(rows)-1].id
+		events, err := f.events(ctx, rows)
+		if err != nil {
+			return err
+		}
+		for _, e := range events {
+			_ = add(e)
+		}
 	}
 	f.send(c.events, to)
 	return nil

@@ -4,15 +4,26 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"fmt"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/k3s-io/kine/pkg/server"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
-// readLimit is how long a read is repeated while the database is busy.
-const readLimit = 5 * time.Second
+const (
+	// readLimit is how long a read is repeated while the database is busy.
+	readLimit = 5 * time.Second
+	// readRows and loadIndexRows bound one query: dqlite works on one at a
+	// time, and takes no checkpoint meanwhile.
+	readRows      = 500
+	loadIndexRows = 4096
+)
 
 // keyRange is a set of keys as etcd's requests spell it.
 type keyRange struct {
@@ -74,15 +85,17 @@ func (r keyRange) condition(column string) string {
 
 // reader runs queries on a pool of connections; statements are prepared once.
 type reader struct {
-	db    *sql.DB
-	codec *codec
+	db     *sql.DB
+	codec  *codec
+	index  *index
+	recent *recent
 
 	mu    sync.Mutex
 	stmts map[string]*sql.Stmt
 }
 
-func newReader(db *sql.DB, c *codec) *reader {
-	return &reader{db: db, codec: c, stmts: map[string]*sql.Stmt{}}
+func newReader(db *sql.DB, c *codec, x *index) *reader {
+	return &reader{db: db, codec: c, index: x, recent: newRecent(), stmts: map[string]*sql.Stmt{}}
 }
 
 func (r *reader) statement(ctx context.Context, query string) (*sql.Stmt, error) {
@@ -143,67 +156,141 @@ func (r *reader) number(ctx context.Context, query string) (int64, error) {
 	return n.Int64, err
 }
 
-// row is a row of kv.
-type row struct {
-	server.KeyValue
-	deleted bool
+// errGone says that a row is not there: compaction has removed it.
+var errGone = status.Error(codes.DataLoss, "store: a row that was not compacted is missing")
+
+// entry reads a row of sqlRows.
+func (r *reader) entry(rows *sql.Rows) (*entry, error) {
+	e := new(entry)
+	var name []byte
+	err := rows.Scan(&e.id, &name, &e.prev, &e.created, &e.version, &e.lease, &e.deleted, &e.value)
+	e.name = string(name)
+	return e, err
 }
 
-func (r *row) scan(rows *sql.Rows, c *codec) (err error) {
-	var name, value []byte
-	if err := rows.Scan(&r.ModRevision, &name, &r.CreateRevision, &r.Version, &r.Lease, &r.deleted, &value); err != nil {
-		return err
+// keyValue returns a row as kine has it, with its value or without.
+func (r *reader) keyValue(e *entry, keysOnly bool) (kv *server.KeyValue, err error) {
+	kv = &server.KeyValue{Key: e.name, ModRevision: e.id, CreateRevision: e.created, Version: e.version, Lease: e.lease}
+	if kv.CreateRevision == 0 {
+		kv.CreateRevision = e.id
 	}
-	if r.Value, err = c.decode(value); err != nil {
-		return fmt.Errorf("revision %d: %w", r.ModRevision, err)
+	if keysOnly {
+		return kv, nil
 	}
-	r.Key = string(name)
-	if r.CreateRevision == 0 {
-		r.CreateRevision = r.ModRevision
+	if kv.Value, err = r.codec.decode(e.value); err != nil {
+		return nil, fmt.Errorf("revision %d: %w", e.id, err)
 	}
-	return nil
+	return kv, nil
 }
 
-// get returns the row of key that was the latest at revision, tombstones
-// included, or nil.
-func (r *reader) get(ctx context.Context, key string, revision int64) (*row, error) {
-	var found *row
-	err := r.each(ctx, sqlGet, []any{[]byte(key), revision}, func(rows *sql.Rows) error {
-		found = new(row)
-		return found.scan(rows, r.codec)
-	})
-	return found, err
+// rows returns the rows of the given revisions, those that are there.
+func (r *reader) rows(ctx context.Context, ids []int64, keysOnly bool) (map[int64]*entry, error) {
+	found := make(map[int64]*entry, len(ids))
+	missing := make([]int64, 0, len(ids))
+	for _, id := range ids {
+		if e, ok := r.recent.get(id); ok {
+			found[id] = e
+		} else {
+			missing = append(missing, id)
+		}
+	}
+	query := sqlRows
+	if keysOnly {
+		query = sqlRowsKeys
+	}
+	for chunk := range slices.Chunk(missing, readRows) {
+		err := r.each(ctx, query, []any{jsonList(chunk)}, func(rows *sql.Rows) error {
+			e, err := r.entry(rows)
+			found[e.id] = e
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+func jsonList(ids []int64) string {
+	list := []byte{'['}
+	for i, id := range ids {
+		if i > 0 {
+			list = append(list, ',')
+		}
+		list = strconv.AppendInt(list, id, 10)
+	}
+	return string(append(list, ']'))
+}
+
+// get returns the key as it lived at revision, or nil.
+func (r *reader) get(ctx context.Context, key string, revision int64, keysOnly bool) (*server.KeyValue, error) {
+	id := r.index.get(key, revision)
+	if id == 0 {
+		return nil, nil
+	}
+	return r.revision(ctx, id, keysOnly)
+}
+
+// revision returns the row of a revision.
+func (r *reader) revision(ctx context.Context, id int64, keysOnly bool) (*server.KeyValue, error) {
+	found, err := r.rows(ctx, []int64{id}, false)
+	if err != nil {
+		return nil, err
+	}
+	e, ok := found[id]
+	if !ok {
+		return nil, errGone
+	}
+	r.recent.add(e)
+	return r.keyValue(e, keysOnly)
 }
 
 // list returns the live keys of a range at revision, in order.
 func (r *reader) list(ctx context.Context, in keyRange, limit, revision int64, keysOnly bool) ([]*server.KeyValue, error) {
-	if limit <= 0 {
-		limit = -1
-	}
-	value := "kv.value"
-	if keysOnly {
-		value = "NULL"
-	}
-	start, end := in.bounds()
-	var kvs []*server.KeyValue
-	err := r.each(ctx, sqlListHead+value+sqlListTail+in.condition("name")+sqlListEnd, []any{start, end, revision, limit}, func(rows *sql.Rows) error {
-		found := new(row)
-		if err := found.scan(rows, r.codec); err != nil {
-			return err
-		}
-		kvs = append(kvs, &found.KeyValue)
-		return nil
-	})
-	return kvs, err
+	return r.live(ctx, r.index.list(in, limit, revision), keysOnly)
 }
 
-func (r *reader) count(ctx context.Context, in keyRange, revision int64) (int64, error) {
-	var n int64
-	start, end := in.bounds()
-	err := r.each(ctx, sqlCountHead+in.condition("name")+sqlCountTail, []any{start, end, revision}, func(rows *sql.Rows) error {
-		return rows.Scan(&n)
-	})
-	return n, err
+// live returns the rows of the given revisions, in that order.
+func (r *reader) live(ctx context.Context, ids []int64, keysOnly bool) ([]*server.KeyValue, error) {
+	found, err := r.rows(ctx, ids, keysOnly)
+	if err != nil {
+		return nil, err
+	}
+	var kvs []*server.KeyValue
+	for _, id := range ids {
+		e, ok := found[id]
+		if !ok {
+			return nil, errGone
+		}
+		kv, err := r.keyValue(e, keysOnly)
+		if err != nil {
+			return nil, err
+		}
+		kvs = append(kvs, kv)
+	}
+	return kvs, nil
+}
+
+// load makes the index from the database.
+func (r *reader) load(ctx context.Context) error {
+	for {
+		var rows []*entry
+		err := r.each(ctx, sqlIndex, []any{r.index.newest(), loadIndexRows}, func(found *sql.Rows) error {
+			e := new(entry)
+			var name []byte
+			err := found.Scan(&e.id, &name, &e.created, &e.version, &e.lease, &e.deleted)
+			e.name = string(name)
+			rows = append(rows, e)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("read the index: %w", err)
+		}
+		r.index.apply(rows)
+		if len(rows) < loadIndexRows {
+			return nil
+		}
+	}
 }
 
 // changes calls fn for at most limit changes to a range that came after one
@@ -258,4 +345,70 @@ func scanEvent(rows *sql.Rows, c *codec) (*server.Event, error) {
 		}
 	}
 	return e, nil
+}
+
+// events returns what watches see of rows that were committed one after the
+// other: the same as changes reads from the database.
+func (r *reader) events(ctx context.Context, rows []committed) ([]*server.Event, error) {
+	var replaced []int64
+	for _, row := range rows {
+		if row.prev != 0 {
+			replaced = append(replaced, row.prev)
+		}
+	}
+	before, err := r.rows(ctx, replaced, false)
+	if err != nil {
+		return nil, err
+	}
+	events := make([]*server.Event, len(rows))
+	for i, row := range rows {
+		if events[i], err = r.event(row, before[row.prev]); err != nil {
+			return nil, err
+		}
+	}
+	r.recent.replaced(replaced)
+	return events, nil
+}
+
+func (r *reader) event(row committed, before *entry) (e *server.Event, err error) {
+	e = &server.Event{Delete: row.deleted, Create: row.prev == 0}
+	switch {
+	case row.deleted: // As etcd's: a deletion's key-value has key and revision only.
+		e.KV = &server.KeyValue{Key: row.name, ModRevision: row.id}
+	default:
+		if e.KV, err = r.keyValue(row.entry, row.plain != nil); err != nil {
+			return nil, err
+		}
+		if row.plain != nil {
+			e.KV.Value = row.plain
+		}
+	}
+	if before != nil { // Not so when compaction took the previous row.
+		e.PrevKV, err = r.keyValue(before, false)
+	}
+	return e, err
+}
+
+// scanEntry reads a row of sqlRowsAfter as the driver returns it.
+func scanEntry(values []driver.Value) (*entry, error) {
+	numbers := [rowParameters]int64{}
+	for i, v := range values {
+		if i == 1 || i == rowParameters-1 {
+			continue
+		}
+		n, ok := v.(int64)
+		if !ok {
+			return nil, fmt.Errorf("column %d is %T; want an integer", i, v)
+		}
+		numbers[i] = n
+	}
+	name, isName := values[1].([]byte)
+	value, isValue := values[rowParameters-1].([]byte)
+	if !isName || !isValue {
+		return nil, fmt.Errorf("name is %T, value is %T; want bytes", values[1], values[rowParameters-1])
+	}
+	return &entry{
+		id: numbers[0], prev: numbers[2], created: numbers[3], version: numbers[4], lease: numbers[5], deleted: numbers[6] != 0,
+		name: string(name), value: bytes.Clone(value),
+	}, nil
 }

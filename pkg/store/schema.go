@@ -1,5 +1,10 @@
 package store
 
+import (
+	"fmt"
+	"strings"
+)
+
 // Every change is one row, and the row's id is the revision. Rows are never
 // altered; compaction alone removes them. DESIGN.md explains each column.
 var schema = []string{
@@ -13,7 +18,6 @@ var schema = []string{
 		deleted INTEGER NOT NULL,
 		value   BLOB    NOT NULL
 	)`,
-	`CREATE UNIQUE INDEX IF NOT EXISTS kv_name ON kv (name, id DESC, deleted)`,
 	`CREATE TABLE IF NOT EXISTS meta (
 		one       INTEGER PRIMARY KEY CHECK (one = 1),
 		format    INTEGER NOT NULL,
@@ -26,53 +30,53 @@ var schema = []string{
 		SELECT 1, CAST('/registry/health' AS BLOB), 0, 0, 1, 0, 0, CAST(x'00' || '{"health":"true"}' AS BLOB)
 		WHERE NOT EXISTS (SELECT 1 FROM meta)`,
 	`INSERT INTO meta (one, format, compacted, swept)
-		SELECT 1, 2, 0, 0 WHERE NOT EXISTS (SELECT 1 FROM meta)`,
+		SELECT 1, 3, 0, 0 WHERE NOT EXISTS (SELECT 1 FROM meta)`,
 }
 
 // format is the version of the schema that this package reads and writes.
-const format = 2
+const format = 3
 
-// The writes. Each is one statement that inserts a row when its comparison
-// holds and none otherwise, so a comparison and its write cannot be parted.
-const (
-	// ?1 name, ?2 lease, ?3 value
-	sqlCreate = `INSERT INTO kv (name, prev, created, version, lease, deleted, value)
-		SELECT ?1, 0, 0, 1, ?2, 0, ?3 WHERE NOT EXISTS (
-			SELECT 1 FROM kv WHERE id = (SELECT max(id) FROM kv WHERE name = ?1) AND deleted = 0)`
-	// ?1 name, ?2 lease, ?3 value, ?4 revision
-	sqlUpdate = `INSERT INTO kv (name, prev, created, version, lease, deleted, value)
-		SELECT name, id, CASE created WHEN 0 THEN id ELSE created END, version + 1, ?2, 0, ?3
-		FROM kv WHERE id = ?4 AND name = ?1 AND deleted = 0
-		AND id = (SELECT max(id) FROM kv WHERE name = ?1)`
-	// ?1 name, ?2 lease, ?3 value
-	sqlPut = `INSERT INTO kv (name, prev, created, version, lease, deleted, value)
-		SELECT ?1, coalesce(l.id, 0), coalesce(CASE l.created WHEN 0 THEN l.id ELSE l.created END, 0),
-			coalesce(l.version, 0) + 1, ?2, 0, ?3
-		FROM (SELECT 1) LEFT JOIN kv l
-		ON l.id = (SELECT max(id) FROM kv WHERE name = ?1) AND l.deleted = 0`
-	// ?1 name, ?2 revision, 0 for any
-	sqlDelete = `INSERT INTO kv (name, prev, created, version, lease, deleted, value)
-		SELECT name, id, 0, 0, 0, 1, x''
-		FROM kv WHERE id = (SELECT max(id) FROM kv WHERE name = ?1) AND deleted = 0
-		AND (?2 = 0 OR id = ?2)`
-)
+// rowParameters is the number of parameters of a row in sqlInsert.
+const rowParameters = 8
+
+// sqlInsert inserts up to n rows with the revisions that they name, unless the
+// newest row is another than the one before the first of them: what the
+// writer knew when it compared is then what the database holds. Rows of NULLs
+// are left out.
+func sqlInsert(n int) string {
+	var rows strings.Builder
+	for i := range n {
+		if i > 0 {
+			rows.WriteString(", ")
+		}
+		for column := range rowParameters {
+			separator := ", "
+			if column == 0 {
+				separator = "("
+			}
+			fmt.Fprintf(&rows, "%s?%d", separator, i*rowParameters+column+1)
+		}
+		rows.WriteString(")")
+	}
+	return `INSERT INTO kv (id, name, prev, created, version, lease, deleted, value)
+		SELECT * FROM (VALUES ` + rows.String() + `)
+		WHERE column1 IS NOT NULL AND (SELECT max(id) FROM kv) = ?1 - 1`
+}
 
 // The reads.
 const (
-	sqlRevision = `SELECT max(id) FROM kv`
-	sqlMeta     = `SELECT format, compacted, swept FROM meta`
-	sqlSize     = `SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()`
-	// ?1 name, ?2 revision
-	sqlGet = `SELECT id, name, created, version, lease, deleted, value FROM kv
-		WHERE name = ?1 AND id <= ?2 ORDER BY id DESC LIMIT 1`
-	// The latest row of each name is found in the index alone.
-	// ?1 start, ?2 end, ?3 revision, ?4 limit, -1 for none
-	sqlListHead = `SELECT kv.id, kv.name, kv.created, kv.version, kv.lease, kv.deleted, `
-	sqlListTail = ` FROM (SELECT name AS n, max(id * 2 + deleted) AS latest FROM kv WHERE `
-	sqlListEnd  = ` AND id <= ?3 GROUP BY name HAVING max(id * 2 + deleted) % 2 = 0 ORDER BY name LIMIT ?4) AS l
-		CROSS JOIN kv ON kv.id = l.latest / 2 ORDER BY l.n`
-	sqlCountHead = `SELECT count(*) FROM (SELECT 1 FROM kv WHERE `
-	sqlCountTail = ` AND id <= ?3 GROUP BY name HAVING max(id * 2 + deleted) % 2 = 0)`
+	sqlMeta = `SELECT format, compacted, swept FROM meta`
+	sqlSize = `SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()`
+	// What the index is made of. ?1 after, ?2 limit
+	sqlIndex = `SELECT id, name, created, version, lease, deleted FROM kv WHERE id > ?1 ORDER BY id LIMIT ?2`
+	// ?1 after
+	sqlRowsAfter = `SELECT id, name, prev, created, version, lease, deleted, value FROM kv WHERE id > ?1 ORDER BY id`
+	// ?1 a list of revisions as JSON
+	sqlRows = `SELECT id, name, prev, created, version, lease, deleted, value FROM kv
+		WHERE id IN (SELECT value FROM json_each(?1))`
+	sqlRowsKeys = `SELECT id, name, prev, created, version, lease, deleted, NULL FROM kv
+		WHERE id IN (SELECT value FROM json_each(?1))`
+	sqlLengths = `SELECT id, length(value) FROM kv WHERE id IN (SELECT value FROM json_each(?1)) ORDER BY id`
 	// What watches see: rows in order of revision, each with the row it
 	// replaced. The unary plus keeps SQLite on the primary key.
 	// ?1 start, ?2 end, ?3 after, ?4 up to, ?5 limit
@@ -81,8 +85,6 @@ const (
 		FROM kv e LEFT JOIN kv p ON p.id = e.prev
 		WHERE e.id > ?3 AND e.id <= ?4 AND `
 	sqlAfterTail = ` ORDER BY e.id LIMIT ?5`
-	sqlLeased    = `SELECT id, name, lease FROM kv k WHERE lease > 0 AND deleted = 0
-		AND id = (SELECT max(id) FROM kv WHERE name = k.name)`
 )
 
 // Compaction. A row goes once a row older than the compact revision replaced
@@ -94,4 +96,7 @@ const (
 	sqlSweepReplaced   = `DELETE FROM kv WHERE id IN (SELECT prev FROM kv WHERE id >= ?1 AND id < ?2 AND prev > 0)`
 	sqlSweepTombstones = `DELETE FROM kv WHERE id >= ?1 AND id < ?2 AND deleted = 1`
 	sqlSwept           = `UPDATE meta SET swept = ?1`
+	// sqlTouch writes without a change. When it is answered, whatever earlier
+	// leaders committed is in the database.
+	sqlTouch = `UPDATE meta SET swept = swept`
 )

@@ -7,24 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"time"
 
 	"github.com/k3s-io/kine/pkg/server"
 )
 
+// scanRows and scanBytes bound what one query of a scan looks at and returns.
+// A query holds up the others, and a checkpoint.
 const (
-	// scanRows and scanBytes bound what one query of a scan looks at and
-	// returns. A query holds up the others, and a checkpoint.
 	scanRows  = 256
 	scanBytes = 1 << 20
-
-	// ?1 after, ?2 up to, ?3 limit
-	sqlScanPlan = `SELECT id, length(value) FROM kv WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3`
-	// ?1 after, ?2 up to, ?3 revision. Rows that something replaced by then
-	// are left out.
-	sqlScan = sqlListHead + `kv.value FROM kv WHERE kv.id > ?1 AND kv.id <= ?2 AND kv.deleted = 0
-		AND NOT EXISTS (SELECT 1 FROM kv AS n WHERE n.name = kv.name AND n.id > kv.id AND n.id <= ?3)
-		ORDER BY kv.id`
 )
 
 // Scan calls fn for every live key as of one revision, which it returns: the
@@ -33,74 +26,50 @@ const (
 // the revision is compacted before the end it returns server.ErrCompacted,
 // and what fn has been given is of no use.
 func (b *Backend) Scan(ctx context.Context, fn func(*server.KeyValue) error) (int64, error) {
-	var page []*server.KeyValue
-	var last int64
-	revision, err := b.scanPage(ctx, 0, func(at int64) (err error) {
-		page, last, err = b.reader.scanPage(ctx, 0, at)
-		return err
+	var ids []int64
+	var revision int64
+	_, err := b.read(ctx, 0, func(at int64) error {
+		revision, ids = at, b.index.list(keyRange{all: true, open: true}, 0, at)
+		return nil
 	})
-	for err == nil {
-		for _, kv := range page {
-			if err := fn(kv); err != nil {
-				return 0, err
-			}
-		}
-		if last == revision {
-			return revision, nil
-		}
-		_, err = b.scanPage(ctx, revision, func(at int64) (err error) {
-			page, last, err = b.reader.scanPage(ctx, last, at)
+	slices.Sort(ids)
+	for err == nil && len(ids) > 0 {
+		var page []*server.KeyValue
+		_, err = b.read(ctx, revision, func(int64) (err error) {
+			page, err = b.reader.scanPage(ctx, ids)
 			return err
 		})
+		for _, kv := range page {
+			if err != nil {
+				break
+			}
+			err = fn(kv)
+		}
+		ids = ids[len(page):]
 	}
-	return 0, err
+	if err != nil {
+		return 0, err
+	}
+	return revision, nil
 }
 
-// scanPage is read, but returns the revision that fn was called with.
-func (b *Backend) scanPage(ctx context.Context, revision int64, fn func(at int64) error) (int64, error) {
-	used := revision
-	_, err := b.read(ctx, revision, func(at int64) error {
-		used = at
-		return fn(at)
-	})
-	return used, err
-}
-
-// scanPage returns the keys that live at revision and were last changed after
-// a revision, as many as make a page, and the revision that the page reaches
-// to: revision itself for the last one.
-func (r *reader) scanPage(ctx context.Context, after, revision int64) (page []*server.KeyValue, upTo int64, err error) {
-	rows, bytes, full := 0, int64(0), false
-	err = r.each(ctx, sqlScanPlan, []any{after, revision, scanRows}, func(found *sql.Rows) error {
+// scanPage returns the first rows of the given revisions, as many as make a
+// page.
+func (r *reader) scanPage(ctx context.Context, ids []int64) ([]*server.KeyValue, error) {
+	ids = ids[:min(len(ids), scanRows)]
+	rows, bytes := 0, int64(0)
+	err := r.each(ctx, sqlLengths, []any{jsonList(ids)}, func(found *sql.Rows) error {
 		var id, size int64
-		if err := found.Scan(&id, &size); err != nil {
-			return err
+		err := found.Scan(&id, &size)
+		if bytes += size; rows == 0 || bytes <= scanBytes {
+			rows++
 		}
-		if rows++; rows == scanRows {
-			full = true
-		}
-		if bytes += size; bytes > scanBytes && rows > 1 {
-			full = true
-			return nil
-		}
-		upTo = id
-		return nil
+		return err
 	})
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	if !full {
-		upTo = revision
-	}
-	err = r.each(ctx, sqlScan, []any{after, upTo, revision}, func(found *sql.Rows) error {
-		row := new(row)
-		if err := row.scan(found, r.codec); err != nil {
-			return err
-		}
-		page = append(page, &row.KeyValue)
-		return nil
-	})
-	return page, upTo, err
+	return r.live(ctx, ids[:max(rows, 1)], false)
 }
 
 const (

@@ -154,7 +154,7 @@ func TestScan(t *testing.T) {
 		}
 		written <- n
 	}()
-	for range 5 {
+	for range 20 {
 		var got []*server.KeyValue
 		rev, err := b.Scan(t.Context(), func(kv *server.KeyValue) error { got = append(got, kv); return nil })
 		if err != nil {
@@ -166,7 +166,7 @@ func TestScan(t *testing.T) {
 	}
 	stop()
 	if n := <-written; n < 10 {
-		t.Errorf("%d writes beside five scans; want more", n)
+		t.Errorf("%d writes beside twenty scans; want more", n)
 	}
 }
 

@@ -5,7 +5,9 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -40,46 +42,76 @@ func newStatement(query string, args ...any) statement {
 	return st
 }
 
-// errAmbiguous marks a COMMIT that failed in a way that does not say whether
-// the transaction was written.
-var errAmbiguous = errors.New("outcome of the commit is unknown")
+// operation is what a write does to its key.
+type operation int
 
-// write is one request to the writer: statements that are applied together.
+const (
+	// create writes a key that must not live.
+	create operation = iota + 1
+	// update replaces a key whose latest row is that of a revision.
+	update
+	// put writes a key in either case.
+	put
+	// remove deletes a key that lives, and whose latest row is that of a
+	// revision when one is given.
+	remove
+)
+
+// write is one request to the writer: an operation on a key, or statements
+// that are applied together, or neither, to learn what the database holds.
 type write struct {
+	operation operation
+	key       string
+	plain     []byte // the value
+	value     []byte // the value as the column holds it
+	revision  int64  // that is compared with
+	lease     int64
+
 	statements []statement
-	bytes      int
-	// revises says that a row the last statement inserts is a revision. Of
-	// other statements SQLite tells the id of an earlier insertion, be it one
-	// that was rolled back.
-	revises bool
 
 	ctx  context.Context
 	done chan outcome // buffered, receives once
 }
 
-// outcome is what became of a write: whether the last statement changed
-// anything and, when the write revises, the revision.
+func (w *write) size() int { return len(w.key) + len(w.value) }
+
+// outcome is what became of a write: whether it changed the key, and then the
+// revision of that and of the row that was replaced, if any.
 type outcome struct {
-	id      int64
-	changed bool
-	err     error
+	id, prev int64
+	changed  bool
+	err      error
+}
+
+// committed is a row that was written, and its value if it is at hand.
+type committed struct {
+	*entry
+	plain []byte
 }
 
 // writer is the only one that writes to the database. It owns a connection of
 // its own rather than one of database/sql's pool, because that repeats a
 // statement when a connection breaks, whether or not it had been committed.
+//
+// It decides comparisons by the index, and each row it writes says which
+// revision it takes: the statement writes nothing unless all rows before are
+// those that the index knows.
 type writer struct {
 	connector driver.Connector
 	log       *slog.Logger
+	index     *index
 	queue     chan *write
-	committed func(id int64) // called before a write's outcome is delivered
+	accepted  func([]committed) // called with new rows before outcomes are delivered
 
 	conn     driver.Conn
 	prepared map[string]driver.Stmt
+	// stale says that the database may hold rows that the index lacks: those
+	// of a transaction whose outcome is unknown.
+	stale atomic.Bool
 }
 
-func newWriter(connector driver.Connector, log *slog.Logger, committed func(int64)) *writer {
-	return &writer{connector: connector, log: log, queue: make(chan *write, maxBatch), committed: committed}
+func newWriter(connector driver.Connector, log *slog.Logger, x *index, accepted func([]committed)) *writer {
+	return &writer{connector: connector, log: log, index: x, queue: make(chan *write, maxBatch), accepted: accepted}
 }
 
 // do hands req to the writer and waits for the outcome. When ctx ends first,
@@ -131,7 +163,8 @@ func (w *writer) run(ctx context.Context) {
 }
 
 // gather takes what waits in the queue, up to the bounds; the one that no
-// longer fits is returned apart. Writes whose callers have gone are dropped.
+// longer fits, or that stands for itself, is returned apart. Writes whose
+// callers have gone are dropped.
 func (w *writer) gather(first *write) (batch []*write, next *write) {
 	size := 0
 	add := func(req *write) bool {
@@ -139,13 +172,13 @@ func (w *writer) gather(first *write) (batch []*write, next *write) {
 			req.done <- outcome{err: err}
 			return true
 		}
-		if len(batch) > 0 && size+req.bytes > maxBatchBytes {
+		if len(batch) > 0 && (req.operation == 0 || size+req.size() > maxBatchBytes) {
 			next = req
 			return false
 		}
 		batch = append(batch, req)
-		size += req.bytes
-		return true
+		size += req.size()
+		return req.operation != 0
 	}
 	if !add(first) {
 		return batch, next
@@ -165,98 +198,225 @@ func (w *writer) gather(first *write) (batch []*write, next *write) {
 
 // apply commits a batch, together if that works and one by one if not.
 func (w *writer) apply(ctx context.Context, batch []*write) {
-	if len(batch) > 1 {
-		outs, err := w.transaction(ctx, batch)
-		if err == nil {
-			w.deliver(batch, outs)
-			return
-		}
-		if isLost(err) || errors.Is(err, errAmbiguous) {
-			w.log.Warn("store: outcome of a transaction is unknown", "writes", len(batch), "error", err)
-			for _, req := range batch {
+	switch {
+	case len(batch) == 0:
+		return
+	case batch[0].operation == 0:
+		batch[0].done <- outcome{err: w.patiently(ctx, func() error { return w.transaction(ctx, batch[0].statements) })}
+		return
+	}
+	err := w.commit(ctx, batch)
+	if err == nil {
+		return
+	}
+	if len(batch) > 1 && !isLost(err) && !isBusy(err) && w.unwritten(ctx) {
+		w.log.Debug("store: transaction failed, writes are applied one by one", "writes", len(batch), "error", err)
+		for _, req := range batch {
+			if err := w.commit(ctx, []*write{req}); err != nil {
 				req.done <- outcome{err: err}
 			}
-			return
 		}
-		w.log.Debug("store: transaction failed, writes are applied one by one", "writes", len(batch), "error", err)
+		return
+	}
+	if len(batch) > 1 {
+		w.log.Warn("store: outcome of a transaction is unknown", "writes", len(batch), "error", err)
 	}
 	for _, req := range batch {
-		out := w.single(ctx, req)
-		w.deliver([]*write{req}, []outcome{out})
+		req.done <- outcome{err: err}
 	}
 }
 
-func (w *writer) deliver(batch []*write, outs []outcome) {
-	for i, out := range outs {
-		if batch[i].revises && out.err == nil && out.changed {
-			w.committed(out.id)
+// commit applies a batch in one transaction and delivers the outcomes, or
+// returns an error and delivers none. Then it may have been written or not,
+// unless the error isBusy.
+func (w *writer) commit(ctx context.Context, batch []*write) error {
+	return w.patiently(ctx, func() error {
+		if err := w.sync(ctx); err != nil {
+			return err
+		}
+		rows, outs := plan(w.index, batch)
+		if len(rows) > 0 {
+			if err := w.insert(ctx, rows); err != nil {
+				return err
+			}
+			w.accept(rows)
+		}
+		for i, req := range batch {
+			req.done <- outs[i]
+		}
+		return nil
+	})
+}
+
+// accept makes rows known that are in the database.
+func (w *writer) accept(rows []committed) {
+	entries := make([]*entry, len(rows))
+	for i, r := range rows {
+		entries[i] = r.entry
+	}
+	w.index.apply(entries)
+	w.accepted(rows)
+}
+
+// plan decides what each write of a batch does, given what the index knows and
+// the writes before it in the batch: the rows to insert and the outcomes.
+func plan(x *index, batch []*write) (rows []committed, outs []outcome) {
+	next := x.newest() + 1
+	known := make(map[string]latest, len(batch))
+	outs = make([]outcome, len(batch))
+	for i, req := range batch {
+		was, ok := known[req.key]
+		if !ok {
+			was = x.latest(req.key)
+		}
+		e := req.row(next, was)
+		if e == nil {
+			continue
+		}
+		next++
+		known[req.key] = latest{id: e.id, created: e.created, version: e.version, deleted: e.deleted}
+		rows = append(rows, committed{entry: e, plain: req.plain})
+		outs[i] = outcome{id: e.id, prev: e.prev, changed: true}
+	}
+	return rows, outs
+}
+
+// row returns the row that the write makes of the latest one, nil for none.
+func (w *write) row(id int64, was latest) *entry {
+	e := &entry{id: id, version: 1, lease: w.lease, name: w.key, value: w.value}
+	replaces := was.lives()
+	switch w.operation {
+	case create:
+		if replaces {
+			return nil
+		}
+	case update, remove:
+		compares := w.operation == update || w.revision != 0
+		if !replaces || compares && was.id != w.revision {
+			return nil
 		}
 	}
-	for i, req := range batch {
-		req.done <- outs[i]
+	if replaces {
+		e.prev, e.version, e.created = was.id, was.version+1, was.created
+		if e.created == 0 {
+			e.created = was.id
+		}
 	}
+	if w.operation == remove {
+		e.created, e.version, e.lease, e.deleted, e.value = 0, 0, 0, true, []byte{}
+	}
+	return e
 }
 
-// single applies one write, repeating it while the database is busy.
-func (w *writer) single(ctx context.Context, req *write) outcome {
+// errBehind says that nothing was written because the database holds rows that
+// the index lacked.
+var errBehind = errors.New("store: the database has other rows than expected")
+
+// insert writes rows in one transaction.
+func (w *writer) insert(ctx context.Context, rows []committed) error {
+	// A power of two: few statements are prepared. The rest is filled with
+	// rows that are not written.
+	n := 1
+	for n < len(rows) {
+		n *= 2
+	}
+	args := make([]any, 0, n*rowParameters)
+	for _, r := range rows {
+		args = append(args, r.id, []byte(r.name), r.prev, r.created, r.version, r.lease, r.deleted, r.value)
+	}
+	for range (n - len(rows)) * rowParameters {
+		args = append(args, nil)
+	}
+	out, err := w.exec(ctx, newStatement(sqlInsert(n), args...))
+	switch {
+	case err != nil && !isBusy(err):
+		w.stale.Store(true)
+	case err == nil && !out.changed:
+		w.stale.Store(true)
+		return errBehind
+	}
+	return err
+}
+
+// unwritten learns what the database holds and reports whether it is what was
+// known: a transaction of unknown outcome was not written.
+func (w *writer) unwritten(ctx context.Context) bool {
+	was := w.index.newest()
+	return w.sync(ctx) == nil && w.index.newest() == was
+}
+
+// sync reads rows that the index lacks, if there may be any.
+func (w *writer) sync(ctx context.Context) error {
+	if !w.stale.Load() {
+		return nil
+	}
+	// In a transaction that writes: it waits for one that is on its way.
+	if _, err := w.exec(ctx, newStatement("BEGIN IMMEDIATE")); err != nil {
+		return err
+	}
+	var rows []committed
+	err := w.query(ctx, newStatement(sqlRowsAfter, w.index.newest()), func(values []driver.Value) error {
+		e, err := scanEntry(values)
+		rows = append(rows, committed{entry: e})
+		return err
+	})
+	if err = w.rollback(ctx, err); err != nil {
+		return fmt.Errorf("read rows of unknown outcome: %w", err)
+	}
+	if len(rows) > 0 {
+		w.log.Info("store: rows whose outcome was unknown are there", "rows", len(rows), "revision", rows[len(rows)-1].id)
+		w.accept(rows)
+	}
+	w.stale.Store(false)
+	return nil
+}
+
+// patiently repeats what fails because the database is busy.
+func (w *writer) patiently(ctx context.Context, do func() error) error {
 	deadline := time.Now().Add(busyLimit)
 	for wait := busyFirst; ; wait = min(2*wait, busyMost) {
-		var out outcome
-		if len(req.statements) == 1 {
-			out, out.err = w.exec(ctx, req.statements[0])
-		} else {
-			outs, err := w.transaction(ctx, []*write{req})
-			if err == nil {
-				return outs[0]
-			}
-			out.err = err
-		}
-		if !isBusy(out.err) || time.Now().After(deadline) {
-			return out
+		err := do()
+		if err == nil || !isBusy(err) && !errors.Is(err, errBehind) || time.Now().After(deadline) {
+			return err
 		}
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
-			return outcome{err: rpctypes.ErrGRPCStopped}
+			return rpctypes.ErrGRPCStopped
 		case <-timer.C:
 		}
 	}
 }
 
-// transaction applies the batch in one transaction. On error nothing was
-// written, unless isLost or errAmbiguous.
-func (w *writer) transaction(ctx context.Context, batch []*write) ([]outcome, error) {
-	if _, err := w.exec(ctx, newStatement("BEGIN IMMEDIATE")); err != nil {
-		return nil, err
+// transaction applies statements in one transaction. Each of those that come
+// here may be repeated, so whether one of unknown outcome was applied is of no
+// account.
+func (w *writer) transaction(ctx context.Context, statements []statement) error {
+	if len(statements) == 0 {
+		return w.sync(ctx)
 	}
-	outs := make([]outcome, len(batch))
-	for i, req := range batch {
-		for _, st := range req.statements {
-			out, err := w.exec(ctx, st)
-			if err != nil {
-				return nil, w.rollback(ctx, err)
-			}
-			outs[i] = out
+	if len(statements) == 1 {
+		_, err := w.exec(ctx, statements[0])
+		return err
+	}
+	if _, err := w.exec(ctx, newStatement("BEGIN IMMEDIATE")); err != nil {
+		return err
+	}
+	for _, st := range statements {
+		if _, err := w.exec(ctx, st); err != nil {
+			return w.rollback(ctx, err)
 		}
 	}
-	_, err := w.exec(ctx, newStatement("COMMIT"))
-	switch {
-	case err == nil:
-		return outs, nil
-	case isBusy(err) || isLost(err):
-		return nil, w.rollback(ctx, err)
-	default:
-		// Applied again, a create that was written would be told that its
-		// key exists.
-		w.drop()
-		return nil, fmt.Errorf("%w: %w", errAmbiguous, err)
+	if _, err := w.exec(ctx, newStatement("COMMIT")); err != nil {
+		return w.rollback(ctx, err)
 	}
+	return nil
 }
 
-// rollback ends a failed transaction and returns its cause.
+// rollback ends a transaction and returns the cause, if any.
 func (w *writer) rollback(ctx context.Context, cause error) error {
-	if isLost(cause) {
+	if cause != nil && isLost(cause) {
 		return cause
 	}
 	if _, err := w.exec(ctx, newStatement("ROLLBACK")); err != nil {
@@ -265,22 +425,13 @@ func (w *writer) rollback(ctx context.Context, cause error) error {
 	return cause
 }
 
-// exec runs one statement, connecting first when there is no connection.
+// exec runs one statement.
 func (w *writer) exec(ctx context.Context, st statement) (outcome, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 	defer cancel()
-	if err := w.connect(ctx); err != nil {
+	stmt, err := w.prepare(ctx, st.query)
+	if err != nil {
 		return outcome{}, err
-	}
-	stmt, ok := w.prepared[st.query]
-	if !ok {
-		var err error
-		stmt, err = w.conn.(driver.ConnPrepareContext).PrepareContext(ctx, st.query)
-		if err != nil {
-			w.dropLost(err)
-			return outcome{}, fmt.Errorf("prepare: %w", err)
-		}
-		w.prepared[st.query] = stmt
 	}
 	res, err := stmt.(driver.StmtExecContext).ExecContext(ctx, st.args)
 	if err != nil {
@@ -288,14 +439,57 @@ func (w *writer) exec(ctx context.Context, st statement) (outcome, error) {
 		return outcome{}, err
 	}
 	n, err := res.RowsAffected()
+	return outcome{changed: n > 0}, err
+}
+
+// query runs one statement and calls fn for each row.
+func (w *writer) query(ctx context.Context, st statement, fn func([]driver.Value) error) (err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	stmt, err := w.prepare(ctx, st.query)
 	if err != nil {
-		return outcome{}, err
+		return err
 	}
-	if n == 0 {
-		return outcome{}, nil
+	defer func() {
+		if err != nil {
+			w.dropLost(err)
+		}
+	}()
+	rows, err := stmt.(driver.StmtQueryContext).QueryContext(ctx, st.args)
+	if err != nil {
+		return err
 	}
-	id, err := res.LastInsertId()
-	return outcome{id: id, changed: true}, err
+	defer rows.Close()
+	values := make([]driver.Value, len(rows.Columns()))
+	for {
+		switch err := rows.Next(values); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+		if err := fn(values); err != nil {
+			return err
+		}
+	}
+}
+
+// prepare returns the statement of a query, connecting first when there is no
+// connection.
+func (w *writer) prepare(ctx context.Context, query string) (driver.Stmt, error) {
+	if err := w.connect(ctx); err != nil {
+		return nil, err
+	}
+	if stmt, ok := w.prepared[query]; ok {
+		return stmt, nil
+	}
+	stmt, err := w.conn.(driver.ConnPrepareContext).PrepareContext(ctx, query)
+	if err != nil {
+		w.dropLost(err)
+		return nil, fmt.Errorf("prepare: %w", err)
+	}
+	w.prepared[query] = stmt
+	return stmt, nil
 }
 
 func (w *writer) connect(ctx context.Context) error {
