@@ -40,6 +40,7 @@ var checks = map[string]func(string) string{
 	"network":     network,
 	"mtu":         between(68, 65535),
 	"metric":      between(0, 1<<31-1),
+	"endpoint":    endpoint,
 }
 
 func matches(expression, want string) func(string) string {

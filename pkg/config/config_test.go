@@ -49,6 +49,11 @@ cairn:
         mtu: 1400
         routes: [{to: 10.0.0.0/8, via: 192.0.2.2, metric: 5}]
       uplink: {mac: "52:54:00:12:34:56", dhcp: true}
+  datastore:
+    endpoint: mysql://shop:p@ss(word)@tcp(10.0.0.3:3306)/shop
+    ca_file: /var/lib/db/ca.pem
+    cert_file: /var/lib/db/cert.pem
+    key_file: /var/lib/db/key.pem
 `
 
 var wantFull = Config{
@@ -78,6 +83,10 @@ var wantFull = Config{
 				},
 				"uplink": {MAC: "52:54:00:12:34:56", DHCP: true},
 			},
+		},
+		Datastore: Datastore{
+			Endpoint: "mysql://shop:p@ss(word)@tcp(10.0.0.3:3306)/shop",
+			CAFile:   "/var/lib/db/ca.pem", CertFile: "/var/lib/db/cert.pem", KeyFile: "/var/lib/db/key.pem",
 		},
 	},
 }
@@ -126,7 +135,7 @@ k3os:
   env: {}
 `
 	_, err := Parse("f", []byte(text))
-	if want := "f:11: cairn.env: unknown key; known here: token, labels, taints, sysctls, modules, dns_nameservers, ntp_servers, environment, network"; err == nil || err.Error() != want {
+	if want := "f:11: cairn.env: unknown key; known here: token, labels, taints, sysctls, modules, dns_nameservers, ntp_servers, environment, network, datastore"; err == nil || err.Error() != want {
 		t.Errorf("error = %v; want %s", err, want)
 	}
 	c, err := Parse("f", []byte(strings.Replace(text, "  env: {}\n", "", 1)))

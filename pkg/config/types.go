@@ -46,6 +46,8 @@ type Cairn struct {
 	NTPServers     []string          `yaml:"ntp_servers,omitempty" k3os:"" check:"host"`
 	Environment    map[string]string `yaml:"environment,omitempty" k3os:"" keys:"variable" check:"oneLine" secret:""`
 	Network        Network           `yaml:"network,omitempty"`
+	// Datastore, when it has an endpoint, is used instead of the machine's own store.
+	Datastore Datastore `yaml:"datastore,omitempty"`
 }
 
 // Network is how the machine reaches others. Without Interfaces every wired interface asks for DHCP.

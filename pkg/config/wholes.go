@@ -13,6 +13,7 @@ var wholes = map[reflect.Type]func(r *reader, n *yaml.Node, path string){
 	reflect.TypeFor[File]():      wholeFile,
 	reflect.TypeFor[Interface](): wholeInterface,
 	reflect.TypeFor[Route]():     wholeRoute,
+	reflect.TypeFor[Datastore](): wholeDatastore,
 }
 
 func wholeFile(r *reader, n *yaml.Node, path string) {
