@@ -134,7 +134,10 @@ func (in *inspection) gap(s *segment, want uint64) {
 func (in *inspection) openInOrder() {
 	var before *segment
 	for i, s := range in.open {
-		if s.zero && s.size < segmentSize && i+1 < len(in.open) && len(s.findings) == 0 {
+		// Two are kept ready behind the one that is written; a file system without a common journal may lose
+		// the sizes of both until they are written to, though not their names.
+		ready := i+2 >= len(in.open) && !in.open[len(in.open)-1].written()
+		if s.zero && s.size < segmentSize && i+1 < len(in.open) && !ready && len(s.findings) == 0 {
 			in.add(Finding{
 				Severity: Damaged, Kind: Lost, File: s.name, Offset: int64(s.size), Silent: true,
 				Text: "the segment is cut off, though " + in.open[i+1].name + " was prepared after it: what it held is lost",
