@@ -1,0 +1,58 @@
+// Package powerloss records what programs write to a directory and makes the
+// states in which a power cut could have left it. It is for tests.
+//
+// [Start] mounts a FUSE file system that passes everything through and logs
+// it, in order: creations, writes with their data, truncations, allocations,
+// flushes, renames, links and removals, and the marks that a test sets among
+// them. [Recording.States] then gives the states of a cut at any position of
+// that log, and [State.Write] puts one into a directory, for the program to
+// start on.
+//
+// # What a cut leaves
+//
+// The rules are those of ext4 with data=ordered, its default (Linux,
+// Documentation/filesystems/ext4/journal.rst), and, in the detached variants,
+// the less that POSIX promises for fsync.
+//
+//   - Data that was flushed is there: by an fsync or fdatasync that began after
+//     the write had returned and has returned itself, or by a write through a
+//     descriptor with O_SYNC or O_DSYNC that has returned.
+//   - Any other write, returned or not, may be there or not, each block for
+//     itself and in any order: torn. A block is 512 bytes (a sector) or 4096 (a
+//     page). Where several such writes fell on one block, it holds the first
+//     few of them, from none to all: what a cache wrote at some moment.
+//   - Metadata (names, sizes, modes, allocations) goes through a journal: what
+//     is there is a prefix of it, in order, at least so long that it holds all
+//     that was flushed. An fsync of a file covers its size and mode, not its
+//     name; an fsync of a directory covers the names in it.
+//   - A file grows by a write only together with the written data: that is
+//     "ordered". Allocated space reads as zeros.
+//   - Detached: there is no common journal. Each directory loses its names,
+//     and each file its size, back to its own last fsync or to any point after
+//     it, independently of all others. A file whose directory was never
+//     flushed is gone, however often the file itself was. What keeps to this
+//     is safe on more than ext4.
+//
+// A disk that loses what it said was flushed is outside of the model, and so
+// is one that damages what it does not write. [Recording.Without] takes
+// flushes out of a recording: a test that passes on such a recording as well
+// proves nothing.
+//
+// # What is not recorded
+//
+// Operations that the file system does not know how to record fail: symbolic
+// links, device nodes, extended attributes, copy_file_range, exchanging
+// renames. Writes through shared memory mappings appear when the kernel
+// flushes them. The kernel splits writes above 1 MiB; each part counts as a
+// write of its own.
+//
+// # dqlite on this file system
+//
+// dqlite probes what a directory can do (src/raft/uv_fs.c,
+// UvFsProbeCapabilities). On FUSE it finds fallocate and O_DIRECT, and no
+// RWF_NOWAIT, so it hands its writes to kernel AIO from a thread
+// (src/raft/uv_writer.c, uvWriterWorkCb), where on ext4 it would submit them
+// from its loop. What it writes, and in which order it waits, is the same:
+// one write at a time for a segment, through a descriptor with O_DSYNC. The
+// file system sees that flag at open and on every write.
+package powerloss
