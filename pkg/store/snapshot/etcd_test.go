@@ -309,6 +309,18 @@ func peak(t *testing.T, f func()) int64 {
 	return most
 }
 
+func sizeOf(t *testing.T, dir string) (size int64) {
+	t.Helper()
+	for _, name := range names(t, dir) {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		size += info.Size()
+	}
+	return size
+}
+
 // TestLarge prints what 10,000 keys, 25 MB, cost.
 func TestLarge(t *testing.T) {
 	if testing.Short() {
@@ -338,7 +350,8 @@ func TestLarge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("restored %d keys, %.1f MB in %v", done.Loaded.Keys, float64(done.Snapshot.Size)/1e6, time.Since(began).Round(time.Millisecond))
+	t.Logf("restored %d keys, %.1f MB in %v; the member has %.1f MB",
+		done.Loaded.Keys, float64(done.Snapshot.Size)/1e6, time.Since(began).Round(time.Millisecond), float64(sizeOf(t, filepath.Join(dir, "member")))/1e6)
 	b := start(t, filepath.Join(dir, "member"))
 	began = time.Now()
 	var info Info

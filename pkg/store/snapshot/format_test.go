@@ -467,6 +467,8 @@ func TestMutations(t *testing.T) {
 	}
 }
 
+// FuzzOpen wants -fuzzminimizetime 1x: inputs are 60 KB, and making them small
+// would take all the time.
 func FuzzOpen(f *testing.F) {
 	for _, n := range []int{0, 1, 4} {
 		data := database(f, n)

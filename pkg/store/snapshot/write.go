@@ -115,11 +115,57 @@ func fill(ctx context.Context, s steps, f *os.File, now time.Time, source Source
 	if err != nil {
 		return err
 	}
-	// What is read from here on comes from the disk, not from memory.
-	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
-		return fmt.Errorf("drop %s from memory: %w", f.Name(), err)
-	}
+	forget(f)
 	return s.do("compare", func() error { return c.compare(f) })
+}
+
+// forget has the kernel drop what it holds of f in memory, so that what is read
+// next comes from the disk. Where the file system cannot, the comparison is of
+// less worth and as right.
+func forget(f *os.File) { _ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) }
+
+// Copy copies the snapshot at from, ours or an etcd's, to another path, also on
+// another file system, with the same care as Write.
+func Copy(from, to string) (Info, error) {
+	info, err := copyFile(from, to)
+	if err != nil {
+		return Info{}, fmt.Errorf("copy snapshot %s to %s: %w", from, to, err)
+	}
+	return info, nil
+}
+
+func copyFile(from, to string) (info Info, err error) {
+	want, err := Verify(from)
+	if err != nil {
+		return Info{}, err
+	}
+	in, err := os.Open(from)
+	if err != nil {
+		return Info{}, err
+	}
+	defer func() { err = errors.Join(err, in.Close()) }()
+	out, err := os.CreateTemp(filepath.Dir(to), tempPattern)
+	if err != nil {
+		return Info{}, err
+	}
+	if _, err = io.Copy(out, in); err == nil {
+		err = out.Sync()
+	}
+	forget(out)
+	if err = errors.Join(err, out.Close()); err == nil {
+		info, err = Verify(out.Name())
+	}
+	if err == nil && info.Hash != want.Hash {
+		err = fmt.Errorf("%w: %s, not %s", ErrWrongHash, info.Hash, want.Hash)
+	}
+	if err == nil {
+		err = os.Rename(out.Name(), to)
+	}
+	if err != nil {
+		return Info{}, errors.Join(err, os.Remove(out.Name()))
+	}
+	info.Path = to
+	return info, atomicfile.SyncDir(filepath.Dir(to))
 }
 
 // content is what was written, to be compared with what is there.

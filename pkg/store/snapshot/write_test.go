@@ -151,3 +151,32 @@ func TestWriteCompacted(t *testing.T) {
 		t.Errorf("Write into a missing directory: %v; want ErrNotExist", err)
 	}
 }
+
+func TestCopy(t *testing.T) {
+	dir := t.TempDir()
+	from, to := filepath.Join(dir, "s.db"), filepath.Join(dir, "copy.db")
+	want, err := Write(t.Context(), from, sample(30))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want.Path = to
+	got, err := Copy(from, to)
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("Copy: %v, %s", err, diff)
+	}
+	if again, err := Verify(to); again != want || err != nil {
+		t.Errorf("Verify = %+v, %v; want %+v", again, err, want)
+	}
+	if err := os.Truncate(from, 100); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Copy(from, to); !errors.Is(err, ErrNoHash) {
+		t.Errorf("Copy of a cut snapshot: %v; want ErrNoHash", err)
+	}
+	if _, err := Verify(to); err != nil {
+		t.Errorf("what was there before: %v", err)
+	}
+	if got := names(t, dir); len(got) != 2 {
+		t.Errorf("left: %v", got)
+	}
+}
