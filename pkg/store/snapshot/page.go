@@ -30,8 +30,6 @@ const (
 	bucketSize  = 16 // root page 8, sequence 8
 
 	bucketElement = 0x01 // flag of a leaf element whose value is a bucket
-	maxCount      = 0xFFFF
-	noFreelist    = 1<<64 - 1
 )
 
 // header is the start of every page.
