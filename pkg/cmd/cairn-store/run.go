@@ -7,70 +7,120 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"time"
+	"os"
+	"strings"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
 
-	"github.com/cairn-os/cairn/pkg/store"
-	"github.com/cairn-os/cairn/pkg/store/member"
+	"github.com/cairn-os/cairn/pkg/store/admin"
+	"github.com/cairn-os/cairn/pkg/store/cluster"
+	"github.com/cairn-os/cairn/pkg/store/peer"
 )
 
-// openTimeout bounds the wait for a leader and the schema. Replaying the log
-// after a crash is part of it.
-const openTimeout = 2 * time.Minute
+const usage = `usage: cairn-store [serve] [FLAGS]
 
-// run serves until ctx ends.
-func run(ctx context.Context, args []string, stderr io.Writer) (err error) {
+  serve   serve Kubernetes' state as an etcd endpoint on a unix socket (default)
+
+Examples:
+  cairn-store --dir /var/lib/cairn/store --socket /run/cairn/store.sock
+  cairn-store --name b --listen :2380 --advertise 10.0.0.2:2380 --join 10.0.0.1:2380 \
+      --ca ca.crt --cert store.crt --key store.key
+
+Flags of serve:
+`
+
+// run does what the arguments say, until ctx ends.
+func run(ctx context.Context, args []string, stderr io.Writer) error {
+	command := "serve"
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		command, args = args[0], args[1:]
+	}
+	if command != "serve" {
+		return fmt.Errorf("unknown command %q; see cairn-store --help", command)
+	}
+	return serve(ctx, args, stderr)
+}
+
+// serve runs a node of the store.
+func serve(ctx context.Context, args []string, stderr io.Writer) error {
 	flags := flag.NewFlagSet("cairn-store", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	flags.String("config", "/run/cairn/config.yaml", "the node's configuration; no key of it concerns the store yet")
-	dir := flags.String("dir", "/var/lib/cairn/store", "data directory")
-	socket := flags.String("socket", "/run/cairn/store.sock", "unix socket to serve on")
-	debug := flags.Bool("debug", false, "log more")
-	if err := flags.Parse(args); err != nil {
+	flags.Usage = func() {
+		fmt.Fprint(stderr, usage)
+		flags.PrintDefaults()
+	}
+	c, debug, err := parse(flags, args)
+	if err != nil {
 		return err
 	}
 	level := slog.LevelInfo
-	if *debug {
+	if debug {
 		level = slog.LevelDebug
 	}
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	c.Logger = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 	logrus.SetOutput(stderr) // kine's logger.
 	logrus.SetLevel(logrus.WarnLevel)
-
-	m, err := member.Start(member.Options{Dir: *dir, Logger: log})
-	if err != nil {
-		return err
+	c.Ready = func() {
+		c.Logger.Info("store: serving", "socket", c.Socket)
+		if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+			c.Logger.Warn("store: notify readiness", "error", err)
+		}
 	}
-	defer func() { err = errors.Join(err, m.Close()) }()
-	connector, err := m.Connector()
-	if err != nil {
-		return err
-	}
-	opening, cancel := context.WithTimeout(ctx, openTimeout)
-	defer cancel()
-	b, err := store.Open(opening, store.Options{Connector: connector, Logger: log})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, b.Close()) }()
-	listener, err := store.Listen(ctx, *socket)
-	if err != nil {
-		return err
-	}
-	rev, err := b.CurrentRevision(ctx)
-	if err != nil {
-		return err
-	}
-	log.Info("store: serving", "socket", *socket, "revision", rev)
-	// The socket accepts from Listen on: who is told so may connect.
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		log.Warn("store: notify readiness", "error", err)
-	}
-	if err := store.NewServer(b).Serve(ctx, listener); err != nil {
+	if err := cluster.Run(ctx, c); err != nil {
 		return fmt.Errorf("run: %w", err)
 	}
-	log.Info("store: stopping")
+	c.Logger.Info("store: stopped")
 	return nil
+}
+
+// parse reads the flags of serve.
+func parse(flags *flag.FlagSet, args []string) (c cluster.Config, debug bool, err error) {
+	var n cluster.Network
+	var join, advertise string
+	host, _ := os.Hostname() // The flag overrides it.
+	flags.String("config", "/run/cairn/config.yaml", "the node's configuration; no key of it concerns the store yet")
+	flags.StringVar(&c.Dir, "dir", "/var/lib/cairn/store", "data directory")
+	flags.StringVar(&c.Socket, "socket", "/run/cairn/store.sock", "unix socket to serve on")
+	flags.StringVar(&c.AdminSocket, "admin-socket", "", "unix socket for the operator (on a node: "+admin.Socket+")")
+	flags.StringVar(&c.Name, "name", host, "name of this machine, unique in the cluster")
+	flags.StringVar(&n.Listen, "listen", "", "host:port for the other members; none: this member stays alone")
+	flags.StringVar(&advertise, "advertise", "", "comma-separated host:port under which the others reach this member (default: --listen's)")
+	flags.StringVar(&n.Credentials.CA, "ca", "", "PEM file of the CA that issues the members' certificates")
+	flags.StringVar(&n.Credentials.Certificate, "cert", "", "PEM file of this member's certificate, with the DNS name cairn-store")
+	flags.StringVar(&n.Credentials.Key, "key", "", "PEM file of its key, mode 0600")
+	flags.StringVar(&join, "join", "", "comma-separated host:port of members; a node without data joins their cluster")
+	flags.BoolVar(&c.Witness, "witness", false, "vote, but leave leading to servers where possible")
+	flags.StringVar(&c.Zone, "zone", "", "failure domain: voters are spread over zones")
+	flags.IntVar(&c.Voters, "voters", 3, "how many members should vote: 3 or 5")
+	flags.BoolVar(&debug, "debug", false, "log more")
+	if err := flags.Parse(args); err != nil {
+		return c, false, err
+	}
+	if flags.NArg() > 0 {
+		return c, false, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	c.Join, n.Advertise = list(join), list(advertise)
+	if n.Listen == "" {
+		if len(c.Join) > 0 {
+			return c, false, errors.New("--join needs --listen and the certificates: the other members connect to this one as well")
+		}
+		return c, debug, nil
+	}
+	if n.Credentials == (peer.Credentials{}) || n.Credentials.CA == "" || n.Credentials.Certificate == "" || n.Credentials.Key == "" {
+		return c, false, errors.New("--listen needs --ca, --cert and --key: members speak to each other with certificates only")
+	}
+	c.Network = &n
+	return c, debug, nil
+}
+
+// list splits a comma-separated list.
+func list(text string) []string {
+	var all []string
+	for item := range strings.SplitSeq(text, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			all = append(all, item)
+		}
+	}
+	return all
 }

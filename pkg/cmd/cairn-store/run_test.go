@@ -80,7 +80,10 @@ func use(t *testing.T, socket string, want int64) {
 // TestForeignDirectory refuses a directory whose data nobody can name.
 func TestForeignDirectory(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "stray"), nil, 0o600); err != nil {
+	if err := os.Mkdir(filepath.Join(dir, "member"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "member", "stray"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	err := run(t.Context(), []string{"--dir", dir, "--socket", filepath.Join(dir, "s")}, t.Output())

@@ -1,0 +1,421 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/cairn-os/cairn/pkg/store"
+	"github.com/cairn-os/cairn/pkg/store/admin"
+	"github.com/cairn-os/cairn/pkg/store/member"
+	"github.com/cairn-os/cairn/pkg/store/peer"
+)
+
+// Protocols between members (see peer.Network.Handle).
+const (
+	protocolRaft   = "cairn-raft/1"
+	protocolEtcd   = "cairn-etcd/1"
+	protocolMember = "cairn-member/1"
+	protocolTerm   = "cairn-term/1"
+)
+
+const (
+	// watchInterval is how often a member of a cluster looks who leads,
+	// aloneInterval how often a lone one does: nobody else can.
+	watchInterval = 200 * time.Millisecond
+	aloneInterval = 2 * time.Second
+	// joinRest is the pause between two rounds through the join list.
+	joinRest = 2 * time.Second
+	// gossipInterval is how often addresses are exchanged with each member.
+	gossipInterval = 30 * time.Second
+	gossipLimit    = 5 * time.Second
+	// transferLimit bounds the hand-over of leadership.
+	transferLimit = 5 * time.Second
+)
+
+// Network says how a member is reached by others.
+type Network struct {
+	Listen      string   // host:port to listen on
+	Advertise   []string // host:port under which others reach it; the listener's own when empty
+	Credentials peer.Credentials
+}
+
+// Config is a node of the store.
+type Config struct {
+	Dir         string // holds the member's directory and what the store keeps beside it
+	Socket      string // where clients connect
+	AdminSocket string // where the operator connects; none when empty
+	Name        string // of the machine, unique in the cluster
+	Network     *Network
+	Join        []string // addresses of members; a node without data joins their cluster
+	Witness     bool
+	Zone        string // failure domain
+	Voters      int    // how many members should vote, 3 when 0
+	Logger      *slog.Logger
+	Ready       func() // called once when clients are served
+}
+
+// Node is a running node of the store.
+type Node struct {
+	config  Config
+	log     *slog.Logger
+	member  *member.Member
+	network *peer.Network
+	peers   *inbox // peers' HTTP connections
+	poked   chan struct{}
+	news    chan struct{} // the address book has something to tell
+	ready   sync.Once
+	tasks   sync.WaitGroup
+	disk    admin.Disk
+
+	membership sync.Mutex // held while the configuration changes
+
+	mu      sync.Mutex
+	current *route
+	seen    map[uint64]time.Time
+	askers  map[uint64]*asker
+	joining error // why a join has not succeeded yet
+	removed bool
+}
+
+// Run serves until ctx ends. It returns an error when the node cannot serve
+// and a restart of the process is what may help.
+func Run(ctx context.Context, c Config) (err error) {
+	n := &Node{
+		config: c, log: c.Logger, peers: newInbox("peers"), poked: make(chan struct{}, 1), news: make(chan struct{}, 1),
+		current: &route{changed: make(chan struct{})}, seen: map[uint64]time.Time{}, askers: map[uint64]*asker{},
+	}
+	local, err := n.listen(ctx)
+	if err != nil {
+		return err
+	}
+	if err := n.start(ctx); err != nil {
+		return errors.Join(err, local.Close())
+	}
+	run, stop := context.WithCancel(ctx)
+	defer stop()
+	failed := make(chan error, 4)
+	task := func(what string, f func() error) {
+		n.tasks.Go(func() {
+			if err := f(); err != nil {
+				failed <- fmt.Errorf("%s: %w", what, err)
+			}
+		})
+	}
+	task("serve", func() error { return n.accept(run, local) })
+	if c.AdminSocket != "" {
+		l, err := store.Listen(ctx, c.AdminSocket)
+		if err != nil {
+			return errors.Join(err, n.close())
+		}
+		task("admin API", func() error { return n.serveHTTP(run, l, n.handler(true)) })
+	}
+	if n.network != nil {
+		task("peers", func() error { return n.serveHTTP(run, n.peers, n.handler(false)) })
+		task("join", func() error { return n.join(run) })
+		task("addresses", func() error { n.gossip(run); return nil })
+	}
+	leading := make(chan struct{})
+	go func() {
+		defer close(leading)
+		n.lead(run)
+	}()
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	stop()
+	<-leading
+	n.tasks.Wait()
+	return errors.Join(err, n.close())
+}
+
+// listen opens the clients' socket. Who connects before there is a leader
+// waits.
+func (n *Node) listen(ctx context.Context) (net.Listener, error) {
+	if err := os.MkdirAll(n.config.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	return store.Listen(ctx, n.config.Socket)
+}
+
+// start runs the member and connects it.
+func (n *Node) start(ctx context.Context) error {
+	sync, err := probeSync(n.config.Dir)
+	if err != nil {
+		return err
+	}
+	latency := latencyFor(sync)
+	n.disk = admin.Disk{Sync: sync, Heartbeat: latency * 3 / 2, Election: latency * 15}
+	if sync > slowSync {
+		n.log.Warn("store: the disk is slow: each change of the cluster's state takes at least this long; use a better card or disk",
+			"synchronous-write", sync, "election", n.disk.Election)
+	}
+	o := member.Options{Dir: filepath.Join(n.config.Dir, "member"), Latency: latency, Logger: n.log}
+	if n.config.Network != nil {
+		o.Join = len(n.config.Join) > 0
+		o.Dial = n.dialRaft
+	}
+	if n.member, err = member.Start(o); err != nil {
+		return err
+	}
+	if n.config.Network == nil {
+		return nil
+	}
+	// The network outlives ctx: leadership is handed over by it.
+	network, err := peer.Listen(context.WithoutCancel(ctx), peer.Config{
+		ID: n.member.ID(), Listen: n.config.Network.Listen, Credentials: n.config.Network.Credentials,
+		BookFile: filepath.Join(n.config.Dir, "addresses.json"), Logger: n.log,
+	})
+	if err != nil {
+		return errors.Join(err, n.member.Close())
+	}
+	n.mu.Lock()
+	n.network = network
+	n.mu.Unlock()
+	advertise := n.config.Network.Advertise
+	if len(advertise) == 0 {
+		advertise = []string{network.Addr().String()}
+	}
+	own := peer.Entry{ID: n.member.ID(), Name: n.config.Name, Addresses: advertise, Witness: n.config.Witness, Zone: n.config.Zone}
+	if err := network.Book().SetOwn(own); err != nil {
+		return errors.Join(err, network.Close(), n.member.Close())
+	}
+	network.Handle(protocolRaft, func(_ context.Context, _ uint64, conn net.Conn) { n.member.Serve(conn) })
+	network.Handle(protocolTerm, func(_ context.Context, _ uint64, conn net.Conn) { _ = answerViews(conn, n.view) })
+	network.Handle(protocolEtcd, n.serveEtcd)
+	network.Handle(protocolMember, n.serveMember)
+	network.Start()
+	return nil
+}
+
+// dialRaft connects the member to another; the member starts before there is
+// a network.
+func (n *Node) dialRaft(ctx context.Context, id uint64) (net.Conn, error) {
+	n.mu.Lock()
+	network := n.network
+	n.mu.Unlock()
+	if network == nil {
+		return nil, errors.New("not connected yet")
+	}
+	return network.Dial(ctx, id, protocolRaft)
+}
+
+func (n *Node) close() error {
+	var errs []error
+	if n.network != nil {
+		n.mu.Lock()
+		for _, a := range n.askers {
+			a.close()
+		}
+		n.mu.Unlock()
+		_ = n.peers.Close()
+	}
+	errs = append(errs, n.member.Close())
+	if n.network != nil {
+		errs = append(errs, n.network.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// poke makes the node look at once who leads.
+func (n *Node) poke() {
+	select {
+	case n.poked <- struct{}{}:
+	default:
+	}
+}
+
+// lead follows leadership until ctx ends: it serves while this member leads.
+func (n *Node) lead(ctx context.Context) {
+	interval := watchInterval
+	if n.config.Network == nil {
+		interval = aloneInterval
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		var over <-chan struct{}
+		if s := n.route().service; s != nil {
+			over = s.over
+		}
+		select {
+		case <-ctx.Done():
+			n.handOver()
+			return
+		case <-timer.C:
+		case <-n.poked:
+		case <-over:
+		}
+		next := interval
+		if !n.step(ctx) {
+			next = watchInterval / 2
+		}
+		timer.Reset(next)
+	}
+}
+
+// step looks who leads and does what follows from it. It reports false when
+// that should be tried again soon.
+func (n *Node) step(ctx context.Context) bool {
+	leader := n.leader(ctx)
+	s := n.route().service
+	if s != nil {
+		lost := leader != n.member.ID()
+		select {
+		case <-s.over:
+			lost = true
+		default:
+		}
+		if !lost {
+			return true
+		}
+		n.log.Info("store: leadership lost", "term", s.term)
+		n.setRoute(0, nil)
+		if err := s.close(); err != nil {
+			n.log.Debug("store: close", "error", err)
+		}
+		return false
+	}
+	if leader != n.member.ID() {
+		n.setRoute(leader, nil)
+		if leader != 0 {
+			n.serving()
+		}
+		return leader != 0
+	}
+	n.setRoute(leader, nil)
+	s, err := n.openService(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			n.log.Warn("store: this member leads and cannot serve yet", "error", err)
+		}
+		return false
+	}
+	revision, _ := s.backend.CurrentRevision(ctx) // For the log alone.
+	n.log.Info("store: this member leads", "term", s.term, "revision", revision)
+	n.setRoute(leader, s)
+	n.serving()
+	return true
+}
+
+// serving tells once that clients are served.
+func (n *Node) serving() {
+	if n.config.Ready != nil {
+		n.ready.Do(n.config.Ready)
+	}
+}
+
+// leader returns who leads: as the own member knows it, or the others when it
+// does not, because it has no vote. 0 is nobody.
+func (n *Node) leader(ctx context.Context) uint64 {
+	ctx, cancel := context.WithTimeout(ctx, roundLimit)
+	defer cancel()
+	info, err := n.member.Leader(ctx)
+	if err != nil && ctx.Err() == nil {
+		n.log.Debug("store: look for the leader", "error", err)
+	}
+	if info.ID != 0 || n.network == nil {
+		return info.ID
+	}
+	var newest view
+	for _, v := range n.viewAll(ctx) {
+		if v.leader != 0 && v.term > newest.term {
+			newest = v
+		}
+	}
+	if newest.leader == n.member.ID() {
+		return 0 // It knows better itself.
+	}
+	return newest.leader
+}
+
+// viewAll asks everybody in the address book.
+func (n *Node) viewAll(ctx context.Context) []view {
+	var mu sync.Mutex
+	var views []view
+	var wg sync.WaitGroup
+	for id := range n.entries() {
+		if id == n.member.ID() {
+			continue
+		}
+		wg.Go(func() {
+			if v, err := n.ask(ctx, id); err == nil {
+				mu.Lock()
+				views = append(views, v)
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return views
+}
+
+// view is what this member tells others. The term is read after the leader:
+// it may be newer, never older.
+func (n *Node) view() (view, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), roundLimit)
+	defer cancel()
+	leader := n.route().leader
+	if leader == 0 {
+		if info, err := n.member.Leader(ctx); err == nil {
+			leader = info.ID
+		}
+	}
+	term, err := n.member.Term()
+	return view{term, leader}, err
+}
+
+// ask asks a member for its view.
+func (n *Node) ask(ctx context.Context, id uint64) (view, error) {
+	n.mu.Lock()
+	a := n.askers[id]
+	if a == nil {
+		a = &asker{dial: func(ctx context.Context) (net.Conn, error) { return n.network.Dial(ctx, id, protocolTerm) }}
+		n.askers[id] = a
+	}
+	n.mu.Unlock()
+	return a.ask(ctx)
+}
+
+// handOver ends the service, if any, and gives leadership away, so that the
+// others need not miss this member first.
+func (n *Node) handOver() {
+	s := n.route().service
+	if s == nil {
+		return
+	}
+	n.setRoute(0, nil)
+	if err := s.close(); err != nil {
+		n.log.Debug("store: close", "error", err)
+	}
+	if n.network == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), transferLimit)
+	defer cancel()
+	members, err := n.candidates(ctx, time.Now())
+	if err != nil {
+		return
+	}
+	if to, ok := successor(members); ok {
+		if err := n.member.Transfer(ctx, to); err != nil {
+			n.log.Warn("store: hand leadership over; the others elect a leader by themselves", "error", err)
+			return
+		}
+		n.log.Info("store: leadership handed over", "member", member.Name(to))
+	}
+}
+
+// operatorRoutes are for the operator's socket alone.
+func (n *Node) operatorRoutes(mux *http.ServeMux) {
+	mux.HandleFunc("GET /v1/members", n.atLeader(n.handleStatus))
+	mux.Handle("GET /metrics", n.metricsHandler())
+}
