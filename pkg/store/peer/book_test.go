@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -64,8 +65,8 @@ func TestBookWrites(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.Merge([]Entry{entry(2, 1, "b:1")})
-	before, err := os.Stat(b.path)
-	if err != nil {
+	long := time.Unix(1e9, 0)
+	if err := os.Chtimes(b.path, long, long); err != nil {
 		t.Fatal(err)
 	}
 	b.Merge(b.All())
@@ -74,11 +75,11 @@ func TestBookWrites(t *testing.T) {
 	if err := b.SetOwn(entry(1, 0, "a:1")); err != nil {
 		t.Fatal(err)
 	}
-	after, err := os.Stat(b.path)
+	info, err := os.Stat(b.path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !os.SameFile(before, after) {
+	if !info.ModTime().Equal(long) {
 		t.Error("the file was written though nothing changed")
 	}
 }

@@ -383,7 +383,16 @@ func TestSlowLoris(t *testing.T) {
 	// 127.0.0.2 is the crowd's own address, so that members are another host.
 	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
 	begun := time.Now()
-	var crowd []net.Conn
+	// This one has a member's certificate and stops in the preamble.
+	late, err := tls.Dial("tcp", b.Addr().String(), &tls.Config{
+		InsecureSkipVerify: true, NextProtos: []string{protocol}, GetClientCertificate: pairOf(t, issue(t, ca)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer late.Close()
+	late.Write([]byte("abc"))
+	crowd := []net.Conn{late}
 	for range 450 {
 		conn, err := dialer.Dial("tcp", b.Addr().String())
 		if err != nil {

@@ -54,6 +54,30 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestHalfTrust has a member trust a CA that the other does not.
+func TestHalfTrust(t *testing.T) {
+	ca, foreign := newCA(t), newCA(t)
+	a, log := start(t, 1, issue(t, ca))
+	c := issue(t, foreign)
+	var both []byte
+	for _, file := range []string{ca.File, foreign.File} {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		both = append(both, data...)
+	}
+	if err := os.WriteFile(c.CA, both, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b, _ := start(t, 2, c)
+	_, _, err := b.DialAddress(t.Context(), a.Addr().String(), protocol)
+	if err == nil || !strings.Contains(err.Error(), "the other side refused our certificate "+c.Certificate) {
+		t.Errorf("DialAddress = %v; want that the other side refused, and what", err)
+	}
+	log.await(t, "is it a member of another cluster?")
+}
+
 // TestRefuseClient has clients that are no members, or not as they should be,
 // connect.
 func TestRefuseClient(t *testing.T) {

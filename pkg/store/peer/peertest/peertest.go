@@ -31,7 +31,7 @@ type CA struct {
 func NewCA(dir string) (*CA, error) {
 	now := time.Now()
 	template := &x509.Certificate{
-		Subject:               pkix.Name{CommonName: "cairn-store-test"},
+		Subject:               pkix.Name{CommonName: "cairn-store-test " + rand.Text()}, // Authorities are told apart by name.
 		NotBefore:             now.Add(-100 * 24 * time.Hour),
 		NotAfter:              now.Add(100 * 24 * time.Hour),
 		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
