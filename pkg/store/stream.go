@@ -11,6 +11,8 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 const (
@@ -32,6 +34,7 @@ type stream struct {
 	source Source
 	tasks  sync.WaitGroup
 	asked  chan struct{} // a progress request waits
+	failed chan error    // buffered; what ends the whole stream
 
 	sending sync.Mutex // held during Send, and guards sent
 	grpc    etcdserverpb.Watch_WatchServer
@@ -61,19 +64,26 @@ type mark struct {
 // stops.
 func (s *Server) Watch(ws etcdserverpb.Watch_WatchServer) error {
 	ctx, cancel := context.WithCancel(ws.Context())
-	st := &stream{source: s.source, grpc: ws, asked: make(chan struct{}, 1), watches: map[int64]*streamed{}}
+	st := &stream{source: s.source, grpc: ws, asked: make(chan struct{}, 1), failed: make(chan error, 1), watches: map[int64]*streamed{}}
 	st.tasks.Go(func() { st.progress(ctx) })
-	failed := make(chan error, 1)
-	go func() { failed <- st.receive(ctx) }()
+	go func() { st.fail(st.receive(ctx)) }()
 	var err error
 	select {
-	case err = <-failed:
+	case err = <-st.failed:
 	case <-s.stopping:
 		err = rpctypes.ErrGRPCStopped
 	}
 	cancel()
 	st.tasks.Wait()
 	return err
+}
+
+// fail ends the stream, unless it is ending.
+func (s *stream) fail(err error) {
+	select {
+	case s.failed <- err:
+	default:
+	}
 }
 
 // receive obeys the client's requests.
@@ -119,14 +129,14 @@ func (s *stream) create(ctx context.Context, r *etcdserverpb.WatchCreateRequest)
 	if string(r.Key) == compactKey {
 		r.Key = []byte(compactKeyStored)
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	watching, cancel := context.WithCancel(ctx)
 	w := &streamed{request: r, cancel: cancel, marks: make(chan mark), done: make(chan struct{})}
 	// Who sees the id counted finds the watch, here and in the feed.
 	s.mu.Lock()
 	s.last++
 	w.id = s.last
 	s.watches[w.id] = w
-	result := s.source.Watch(ctx, string(r.Key), string(r.RangeEnd), r.StartRevision)
+	result := s.source.Watch(watching, string(r.Key), string(r.RangeEnd), r.StartRevision)
 	s.mu.Unlock()
 	if err := s.send(&etcdserverpb.WatchResponse{Header: header(current), WatchId: w.id, Created: true}); err != nil {
 		cancel()
@@ -134,7 +144,17 @@ func (s *stream) create(ctx context.Context, r *etcdserverpb.WatchCreateRequest)
 	}
 	s.tasks.Go(func() {
 		err := s.serve(w, result)
-		s.end(w, err) // before any report that no longer waits for it
+		asked := watching.Err() != nil // by the client, or the stream ends
+		cancel()
+		if asked || errors.Is(err, server.ErrCompacted) {
+			s.end(w, err) // before any report that no longer waits for it
+		} else {
+			// A watch that the server cancels by itself is one that etcd's client
+			// panics on when a report follows (etcd issue 21969). It resumes all
+			// watches of a stream that breaks off.
+			s.fail(interrupted(err))
+			<-ctx.Done() // No report may say that this watch has had all.
+		}
 		close(w.done)
 		s.mu.Lock()
 		delete(s.watches, w.id)
@@ -145,7 +165,6 @@ func (s *stream) create(ctx context.Context, r *etcdserverpb.WatchCreateRequest)
 
 // serve sends the events of a watch until it ends.
 func (s *stream) serve(w *streamed, result server.WatchResult) error {
-	defer w.cancel()
 	if result.CompactRevision != 0 {
 		return server.ErrCompacted
 	}
@@ -176,6 +195,14 @@ func ending(result server.WatchResult) error {
 	default:
 		return nil
 	}
+}
+
+// interrupted is the error that makes a client resume its watches.
+func interrupted(cause error) error {
+	if cause == nil {
+		return rpctypes.ErrGRPCTimeoutDueToLeaderFail
+	}
+	return status.Error(codes.Unavailable, "store: watch: "+cause.Error())
 }
 
 // flush sends what waits, and answers a mark. It reports false, without an
