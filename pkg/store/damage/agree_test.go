@@ -254,14 +254,14 @@ func kindOf(file string) string {
 // nothing in the directory tells:
 //
 //   - the open segment that is being written, up to a snapshot's worth of
-//     entries, is gone as a whole;
+//     entries, is gone as a whole, or all of its content is;
 //   - a sector of the very last write reads as zeros, which is what a write
 //     looks like that did not finish.
 func undetectable(h harm, f fixture) (left int, ok bool) {
 	switch {
 	case kindOf(h.file) != "open segment":
 		return 0, false
-	case h.kind == "remove":
+	case h.kind == "remove", h.kind == "truncate" && h.at == 0:
 		return f.closed, true
 	case h.kind == "clear sector":
 		return f.acknowledged - 1, true

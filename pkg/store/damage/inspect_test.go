@@ -3,10 +3,12 @@ package damage
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/pierrec/lz4/v4"
@@ -161,7 +163,9 @@ func TestInspect(t *testing.T) {
 		{"first write of a segment without its begin", map[string][]byte{"open-1": padded(change(commands(1, 2), 0, missing...))}, Repairable, TornTail, "open-1", "first write"},
 		{"begin of a segment with stored entries", map[string][]byte{"open-1": padded(change(three, 0, missing...))}, Damaged, Segment, "open-1", "format is 0"},
 		{"unfinished write, then another segment", map[string][]byte{"open-1": padded(change(three, (third+1024)/sector*sector, missing...)), "open-2": padded(commands(1, 2))}, Damaged, Lost, "open-1", "open-2 was written after it"},
-		{"open segment missing", map[string][]byte{"open-2": nil, "open-3": padded(commands(1, 2))}, Damaged, Lost, "open-3", "open-2 is missing"},
+		{"open segment left out", map[string][]byte{"open-2": nil, "open-3": padded(commands(1, 2))}, Harmless, "", "", ""},
+		{"open segment cut off", map[string][]byte{"open-1": {}, "open-3": padded(nil)}, Damaged, Lost, "open-1", "cut off"},
+		{"sizes of prepared segments lost", map[string][]byte{"open-2": {}, "open-3": {}}, Harmless, "", "", ""},
 		{"open segment empty", map[string][]byte{"open-1": padded(nil), "open-2": padded(commands(1, 2))}, Damaged, Lost, "open-1", "empty"},
 		{"open segment cut to size", map[string][]byte{"open-1": three}, Harmless, "", "", ""},
 		{"open segment full but for 8 bytes", map[string][]byte{"open-1": append(encode(format(), entry{2, entryCommand, segmentSize - 8 - formatSize - 32}), make([]byte, 8)...), "open-2": padded(nil)}, Repairable, TornTail, "open-1", "full"},
@@ -243,6 +247,22 @@ func TestRepair(t *testing.T) {
 	}
 	if r := inspect(t, base(map[string][]byte{"metadata2": nil})); Repair(r) == nil {
 		t.Error("Repair of a damaged directory reports no error")
+	}
+}
+
+func TestIsFull(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want bool
+	}{
+		{nil, false},
+		{errors.New("leader exec failed"), false},
+		{&os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}, true},
+		{errors.New("raft_init(): io: create I/O capabilities probe file: not enough space to allocate 4096 bytes"), true},
+	} {
+		if got := IsFull(c.err); got != c.want {
+			t.Errorf("IsFull(%v) = %v; want %v", c.err, got, c.want)
+		}
 	}
 }
 
