@@ -15,6 +15,7 @@ import (
 // ones keep them in the low byte.
 const (
 	sqliteBusy   = 5
+	sqliteIOErr  = 10
 	sqliteFull   = 13
 	sqliteTooBig = 18
 )
@@ -35,10 +36,12 @@ func isBusy(err error) bool {
 }
 
 // isLost reports that the connection is of no more use. What was sent on it
-// last may or may not have been committed.
+// last may or may not have been committed. dqlite answers SQLITE_IOERR when
+// the leader could not store an entry, which followers may have by then
+// (appendLeaderCb in raft/replication.c), and when it lost leadership.
 func isLost(err error) bool {
-	_, answered := resultCode(err)
-	return !answered || errors.Is(err, driver.ErrBadConn)
+	code, answered := resultCode(err)
+	return !answered || code == sqliteIOErr || errors.Is(err, driver.ErrBadConn)
 }
 
 // toEtcd maps an error of the database to what an etcd client expects. Codes
@@ -55,7 +58,7 @@ func toEtcd(err error) error {
 	}
 	code, answered := resultCode(err)
 	switch {
-	case !answered:
+	case !answered || code == sqliteIOErr:
 		return rpctypes.ErrGRPCTimeoutDueToLeaderFail
 	case code == sqliteFull:
 		return rpctypes.ErrGRPCNoSpace

@@ -100,6 +100,12 @@ type Options struct {
 	// the first member of a new cluster. A directory with an identity is what
 	// it is.
 	Join bool
+	// NewTerm begins a raft term at the start, before anything is sent. A
+	// sole voter needs it: dqlite makes it the leader in the term that it left
+	// (canonical/dqlite issue 689), and entries that reached a standby and
+	// were then lost here could not be told from those that follow. With
+	// several voters elections do that, and a new term would cause one.
+	NewTerm bool
 	// Dial reaches other members. Nil: there are none.
 	Dial DialFunc
 	// Latency is the time that a message takes between members, from which dqlite

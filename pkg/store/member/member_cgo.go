@@ -55,6 +55,11 @@ func Start(o Options) (*Member, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start member: %w", err)
 	}
+	if o.NewTerm {
+		if err := beginTerm(o.Dir); err != nil {
+			return nil, fmt.Errorf("start member: %w", err)
+		}
+	}
 	private, err := newPrivateNet()
 	if errors.Is(err, os.ErrPermission) {
 		o.Logger.Warn("store: no right to make a network namespace: the database's socket is open to every process of this one", "error", err)

@@ -23,10 +23,10 @@ func TestSoleVoterLosesUnsyncedEntry(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// A cluster is made in term 1. A library that begins a term for a leader
-	// without rivals, too, is in term 2 now.
-	if term, err := a.Term(); err != nil || term == 1 {
-		t.Skip("dqlite makes a sole voter the leader without a new term (canonical/dqlite issue 689): a standby keeps the lost entry", err)
+	sole := func() *testNode {
+		o := n.options("a")
+		o.NewTerm = true
+		return n.startWith(o)
 	}
 	do(a.Add(t.Context(), b.ID()))
 	do(a.Assign(t.Context(), b.ID(), StandBy))
@@ -34,7 +34,7 @@ func TestSoleVoterLosesUnsyncedEntry(t *testing.T) {
 	a.stop()
 	dir := filepath.Join(n.root, "a")
 	do(os.CopyFS(dir+"-before", os.DirFS(dir)))
-	a = n.start("a")
+	a = sole()
 	leaderOf(t, a)
 	exec(t, openDB(t, a), "INSERT INTO t VALUES ('lost')")
 	time.Sleep(time.Second) // Nothing tells from outside what a standby has stored.
@@ -51,7 +51,7 @@ func TestSoleVoterLosesUnsyncedEntry(t *testing.T) {
 			do(os.WriteFile(filepath.Join(dir, name), data, 0o600))
 		}
 	}
-	a = n.start("a")
+	a = sole()
 	leaderOf(t, a)
 	exec(t, openDB(t, a), "INSERT INTO t VALUES ('written')")
 	b = n.start("b")

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/cairn-os/cairn/pkg/atomicfile"
 )
 
 const (
@@ -16,6 +18,9 @@ const (
 	// as little-endian 64-bit numbers (uv_metadata.c of dqlite 1.18.6).
 	metadataSize = 4 * 8
 )
+
+// metadataFiles are written in turn.
+var metadataFiles = [...]string{"metadata1", "metadata2"}
 
 // metadata is what a member must not forget: raft stores it before it sends
 // a vote or asks for one.
@@ -33,7 +38,7 @@ type metadata struct {
 // mixture of old and new bytes could pretend by version.
 func ReadTerm(dir string) (uint64, error) {
 	var term uint64
-	for _, name := range []string{"metadata1", "metadata2"} {
+	for _, name := range metadataFiles {
 		data, err := os.ReadFile(filepath.Join(dir, name))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -46,6 +51,44 @@ func ReadTerm(dir string) (uint64, error) {
 		}
 	}
 	return term, nil
+}
+
+// beginTerm stores a new term, in which nobody was voted for, as dqlite stores
+// it. The member must not run. A member that has stored nothing yet needs none.
+func beginTerm(dir string) error {
+	var newest metadata
+	for _, name := range metadataFiles {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("begin a raft term: %w", err)
+		}
+		if m, ok := parseMetadata(data); ok && m.version > newest.version {
+			newest = m
+		}
+	}
+	if newest.version == 0 {
+		return nil
+	}
+	next := metadata{version: newest.version + 1, term: newest.term + 1}
+	name := metadataFiles[1] // Even versions are in metadata2 (uvMetadataFileIndex).
+	if next.version%2 == 1 {
+		name = metadataFiles[0]
+	}
+	if err := atomicfile.Write(filepath.Join(dir, name), next.encode(), 0o600); err != nil {
+		return fmt.Errorf("begin a raft term: %w", err)
+	}
+	return nil
+}
+
+func (m metadata) encode() []byte {
+	data := make([]byte, 0, metadataSize)
+	for _, n := range []uint64{metadataFormat, m.version, m.term, m.vote} {
+		data = binary.LittleEndian.AppendUint64(data, n)
+	}
+	return data
 }
 
 // parseMetadata reports false for a file that is torn or not dqlite's.

@@ -101,3 +101,31 @@ func TestRandomIDs(t *testing.T) {
 		seen[id] = true
 	}
 }
+
+// TestBeginTerm stores terms as dqlite does: in turn, one more each.
+func TestBeginTerm(t *testing.T) {
+	dir := t.TempDir()
+	if err := beginTerm(dir); err != nil {
+		t.Fatal(err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		t.Errorf("a fresh directory has %v, %v; want nothing", entries, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "metadata1"), encodeMetadata(1, 1, 4, 9), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []struct {
+		name string
+		metadata
+	}{
+		{"metadata2", metadata{2, 5, 0}}, {"metadata1", metadata{3, 6, 0}}, {"metadata2", metadata{4, 7, 0}},
+	} {
+		if err := beginTerm(dir); err != nil {
+			t.Fatal(err)
+		}
+		data, err := os.ReadFile(filepath.Join(dir, want.name))
+		if got, ok := parseMetadata(data); !ok || got != want.metadata || err != nil {
+			t.Errorf("step %d: %s = %+v, %t, %v; want %+v", i, want.name, got, ok, err, want.metadata)
+		}
+	}
+}
