@@ -89,7 +89,13 @@ func NewKeeper(o KeeperOptions) (*Keeper, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+	// The directory's own name is flushed, or a power cut may take it with all
+	// that is in it. Always: an earlier start may have ended in between.
+	err := os.MkdirAll(o.Dir, 0o700)
+	if err == nil {
+		err = atomicfile.SyncDir(filepath.Dir(o.Dir))
+	}
+	if err != nil {
 		return nil, fmt.Errorf("snapshots: %w", err)
 	}
 	left, err := Clean(o.Dir)
