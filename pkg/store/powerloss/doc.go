@@ -41,8 +41,7 @@
 // # What is not recorded
 //
 // Operations that the file system does not know how to record fail: symbolic
-// links, device nodes, extended attributes, copy_file_range, exchanging
-// renames. Writes through shared memory mappings appear when the kernel
+// links, device nodes, extended attributes, copy_file_range, holes. Writes through shared memory mappings appear when the kernel
 // flushes them. The kernel splits writes above 1 MiB; each part counts as a
 // write of its own.
 //

@@ -23,6 +23,7 @@ type expectation struct {
 	acknowledged int
 }
 
+// expect reads the notes before a cut.
 func expect(t *testing.T, r *powerloss.Recording, cut int) expectation {
 	t.Helper()
 	e := expectation{possible: map[string][]note{}}
@@ -48,6 +49,11 @@ func expect(t *testing.T, r *powerloss.Recording, cut int) expectation {
 		}
 	}
 	return e
+}
+
+// noted returns what is expected by a recording's notes.
+func noted(t *testing.T, r *powerloss.Recording) func(cut int) expectation {
+	return func(cut int) expectation { return expect(t, r, cut) }
 }
 
 // problems returns what a store's report contradicts.

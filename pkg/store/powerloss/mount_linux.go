@@ -258,7 +258,7 @@ func (n *node) remove(name string, op func() syscall.Errno) (errno syscall.Errno
 
 // Rename implements fusefs.NodeRenamer.
 func (n *node) Rename(ctx context.Context, name string, parent fusefs.InodeEmbedder, newName string, flags uint32) (errno syscall.Errno) {
-	if flags&^unix.RENAME_NOREPLACE != 0 {
+	if flags&unix.RENAME_WHITEOUT != 0 {
 		return syscall.EINVAL
 	}
 	n.log.whole(func() *Event {
@@ -267,10 +267,16 @@ func (n *node) Rename(ctx context.Context, name string, parent fusefs.InodeEmbed
 		}
 		from, _ := n.log.find(n.relative())
 		to, _ := n.log.find(parent.EmbeddedInode().Path(n.Root()))
-		id := n.log.files[from].names[name]
-		delete(n.log.files[from].names, name)
-		n.log.files[to].names[newName] = id
-		return &Event{Kind: Rename, File: id, Dir: from, Name: name, ToDir: to, ToName: newName}
+		old, renamed := n.log.files[from].names, n.log.files[to].names
+		e := &Event{Kind: Rename, File: old[name], Dir: from, Name: name, ToDir: to, ToName: newName}
+		if flags&unix.RENAME_EXCHANGE != 0 {
+			e.Kind = Exchange
+			old[name], renamed[newName] = renamed[newName], old[name]
+			return e
+		}
+		delete(old, name)
+		renamed[newName] = e.File
+		return e
 	})
 	return errno
 }

@@ -79,6 +79,7 @@ func TestRecord(t *testing.T) {
 		do(os.WriteFile(in("old"), []byte("67"), 0o600)) // Cuts it off.
 		do(os.Rename(in("d"), in("e")))
 		do(os.WriteFile(in("e/new"), nil, 0o600))
+		do(unix.Renameat2(unix.AT_FDCWD, in("e/new"), unix.AT_FDCWD, in("old"), unix.RENAME_EXCHANGE))
 		do(os.Remove(in("e/new")))
 		do(os.RemoveAll(in("e")))
 		do(atomicfile.SyncDir(dir))
@@ -113,7 +114,8 @@ truncate file 2 to 0
 write file 2 2 bytes at 0, durable false, grows true
 rename file 3 "d" in 1 to "e" in 1
 create file 5 "new" in 3
-remove file 5 "new" in 3
+exchange file 5 "new" in 3 to "old" in 1
+remove file 2 "new" in 3
 remove file 2 "link" in 3
 remove file 3 "e" in 1
 sync file 1`), "\n")

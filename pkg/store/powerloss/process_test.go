@@ -178,7 +178,7 @@ func verify(q question) (r report, err error) {
 			return r, fmt.Errorf("list at %d, compacted up to %d: %w; want %w", q.Compacted-1, q.Compacted, err, server.ErrCompacted)
 		}
 	}
-	written, err := b.Create(ctx, "/after", []byte("a cut"), 0)
+	written, err := b.Put(ctx, "/after", []byte("a cut"), 0)
 	if err != nil {
 		return r, fmt.Errorf("write: %w", err)
 	}
@@ -244,6 +244,15 @@ func (v *verifier) ask(t *testing.T, q question) report {
 		v.cmd = nil
 	}
 	return r
+}
+
+// end ends the process, which then has no file open any more.
+func (v *verifier) end() {
+	if v.cmd != nil {
+		_ = v.cmd.Process.Kill()
+		_ = v.cmd.Wait() // Killed.
+		v.cmd = nil
+	}
 }
 
 func (v *verifier) start(t *testing.T) error {

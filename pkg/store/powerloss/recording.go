@@ -21,6 +21,7 @@ const (
 	Link                 // File appears as Name as well
 	Remove               // Name goes: unlink or rmdir
 	Rename               // Name becomes ToName in ToDir
+	Exchange             // Name and ToName in ToDir change places
 	Write                // Data at Offset
 	Truncate             // File has Size bytes
 	Allocate             // File has at least Size bytes
@@ -28,7 +29,7 @@ const (
 	Sync                 // File's data and size are flushed; a directory's names
 )
 
-var kindNames = [...]string{"mark", "create", "mkdir", "link", "remove", "rename", "write", "truncate", "allocate", "chmod", "sync"}
+var kindNames = [...]string{"mark", "create", "mkdir", "link", "remove", "rename", "exchange", "write", "truncate", "allocate", "chmod", "sync"}
 
 func (k Kind) String() string { return kindNames[k] }
 
@@ -37,7 +38,8 @@ func (k Kind) String() string { return kindNames[k] }
 type Event struct {
 	Kind Kind
 	File uint64
-	// Dir and Name, and ToDir and ToName of a Rename, are where a name is.
+	// Dir and Name, and ToDir and ToName of a Rename or Exchange, are where a
+	// name is.
 	Dir, ToDir   uint64
 	Name, ToName string
 	Mode         fs.FileMode
@@ -64,7 +66,7 @@ func (e *Event) String() string {
 		return fmt.Sprintf("%d mark %s", e.Began, e.Note)
 	case Create, Mkdir, Link, Remove:
 		return fmt.Sprintf("%s %q in %d", where, e.Name, e.Dir)
-	case Rename:
+	case Rename, Exchange:
 		return fmt.Sprintf("%s %q in %d to %q in %d", where, e.Name, e.Dir, e.ToName, e.ToDir)
 	case Write:
 		return fmt.Sprintf("%s %d bytes at %d, durable %t, grows %t", where, len(e.Data), e.Offset, e.Durable, e.Grows)
@@ -75,7 +77,7 @@ func (e *Event) String() string {
 }
 
 // names reports whether the event changes a directory.
-func (e *Event) names() bool { return e.Kind >= Create && e.Kind <= Rename }
+func (e *Event) names() bool { return e.Kind >= Create && e.Kind <= Exchange }
 
 // journaled reports whether the event, or a part of it, is metadata.
 func (e *Event) journaled() bool {
@@ -85,7 +87,7 @@ func (e *Event) journaled() bool {
 // home is the directory or file in whose flush the event's metadata is.
 func (e *Event) home() uint64 {
 	switch {
-	case e.Kind == Rename:
+	case e.Kind == Rename, e.Kind == Exchange:
 		return e.ToDir
 	case e.names():
 		return e.Dir

@@ -203,6 +203,12 @@ func (d *disk) apply(e *Event) {
 			delete(in(e.Dir), e.Name)
 		}
 		in(e.ToDir)[e.ToName] = e.File
+	case Exchange:
+		// The journal that has the names may have lost that one was made.
+		from, to := in(e.Dir), in(e.ToDir)
+		if a, b := from[e.Name], to[e.ToName]; a != 0 && b != 0 {
+			from[e.Name], to[e.ToName] = b, a
+		}
 	}
 	if e.Kind == Create || e.Kind == Mkdir || e.Kind == Chmod {
 		d.modes[e.File] = uint32(e.Mode)

@@ -166,6 +166,13 @@ func TestModel(t *testing.T) {
 		}, results{
 			Whole: {"new"}, Hollow: {"new"}, Least: {"old"}, DetachedLeast: {"old"}, Torn: {"new", "old"}, DetachedTorn: {"new", "old"},
 		}},
+		{"exchanged", func(r tape) {
+			f, g := r.file("f", "old", true), r.file("g", "new", true) // g becomes f.
+			r.event(&Event{Kind: Exchange, File: f, Dir: root, Name: "f", ToDir: root, ToName: "g"})
+			r.sync(root)
+			r.write(g, 0, "NEW")
+			r.sync(g)
+		}, same("NEW")},
 		{"renamed, then another file flushed", func(r tape) {
 			r.file("f", "old", true)
 			r.file("g", "new", true)

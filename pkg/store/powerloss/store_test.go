@@ -154,7 +154,7 @@ type outcome struct {
 }
 
 // openStates opens each state and compares, until there are enough failures.
-func openStates(t *testing.T, r *powerloss.Recording, states []powerloss.State, enough int) outcome {
+func openStates(t *testing.T, states []powerloss.State, expect func(cut int) expectation, enough int) outcome {
 	t.Helper()
 	dir := scratch(t)
 	var mu sync.Mutex
@@ -167,7 +167,7 @@ func openStates(t *testing.T, r *powerloss.Recording, states []powerloss.State, 
 			for s := range next {
 				at := filepath.Join(dir, strconv.Itoa(i))
 				began := time.Now()
-				problems := openState(t, v, r, s, at)
+				problems := openState(t, v, s, expect(s.Cut), at)
 				mu.Lock()
 				o.states++
 				o.slowest = max(o.slowest, time.Since(began))
@@ -196,12 +196,11 @@ func openStates(t *testing.T, r *powerloss.Recording, states []powerloss.State, 
 	return o
 }
 
-func openState(t *testing.T, v *verifier, r *powerloss.Recording, s powerloss.State, at string) []string {
+func openState(t *testing.T, v *verifier, s powerloss.State, e expectation, at string) []string {
 	if err := s.Write(at); err != nil {
 		return []string{err.Error()}
 	}
 	before := listing(at)
-	e := expect(t, r, s.Cut)
 	problems := e.problems(v.ask(t, question{filepath.Join(at, memberDir), e.compacted}))
 	if len(problems) > 0 {
 		problems = append(problems, fmt.Sprintf("replay: %s='%s'", stateVariable, s), "the state: "+before, "afterwards: "+listing(at))
@@ -306,7 +305,7 @@ func notSurvive(t *testing.T, r *powerloss.Recording, seed uint64) {
 	for _, cut := range r.Cuts(20, seed) {
 		states = append(states, r.States(cut, seed, powerloss.Torn, powerloss.DetachedTorn, powerloss.DetachedLeast)...)
 	}
-	o := openStates(t, r, states, 1)
+	o := openStates(t, states, noted(t, r), 1)
 	if len(o.failures) == 0 {
 		t.Fatalf("%d states of a disk that lies and no loss: the test does not see losses", o.states)
 	}
@@ -322,6 +321,56 @@ func TestFirstStart(t *testing.T) {
 	t.Logf("%s=%d", seedVariable, seed)
 	r := recordStore(t, seed, []step{{clients, syscall.SIGKILL}})
 	survive(t, r, seed, cuts(t)/4+1)
+}
+
+// TestSecondCut cuts the power again while a store starts on what a first cut
+// left and writes again.
+func TestSecondCut(t *testing.T) {
+	if os.Getenv(recordingVariable) != "" {
+		t.Skip("replaying " + recordingVariable)
+	}
+	seed := seed(t)
+	t.Logf("%s=%d", seedVariable, seed)
+	first := recordStore(t, seed, []step{{900, syscall.SIGKILL}})
+	n, states := cuts(t)/10, 0
+	for i, cut := range first.Cuts(n, seed) {
+		s := first.States(cut, seed, powerloss.Variants[i%len(powerloss.Variants)])[0]
+		r, e := recordRestart(t, first, s)
+		var second []powerloss.State
+		for j, cut := range r.Cuts(4, seed) {
+			second = append(second, r.States(cut, seed, powerloss.Variants[j%2], powerloss.Variants[2+j%2])...)
+		}
+		o := openStates(t, second, e, maxFailures)
+		for _, f := range o.failures {
+			t.Errorf("after %s: %s", s, f)
+		}
+		states += o.states
+	}
+	t.Logf("%d states of %d restarts after a cut opened", states, n)
+}
+
+// recordRestart records a store that starts on a state, and returns what must
+// be there from then on.
+func recordRestart(t *testing.T, first *powerloss.Recording, s powerloss.State) (*powerloss.Recording, func(int) expectation) {
+	t.Helper()
+	backing, at := scratch(t), t.TempDir()
+	if err := s.Write(backing); err != nil {
+		t.Fatal(err)
+	}
+	before := listing(backing)
+	e := expect(t, first, s.Cut)
+	r, err := powerloss.Record(backing, at, func(dir string) error {
+		v := &verifier{}
+		if problems := e.problems(v.ask(t, question{filepath.Join(dir, memberDir), e.compacted})); len(problems) > 0 {
+			t.Errorf("%s: %s\n  the state: %s", s, strings.Join(problems, "\n  "), before)
+		}
+		v.end()
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r, func(int) expectation { return e }
 }
 
 // survive opens states of n cuts.
@@ -343,7 +392,7 @@ func survive(t *testing.T, r *powerloss.Recording, seed uint64, n int) {
 		}
 	}
 	began := time.Now()
-	o := openStates(t, r, states, maxFailures)
+	o := openStates(t, states, noted(t, r), maxFailures)
 	for i, f := range o.failures {
 		t.Error(f)
 		keepState(t, o.failed[i])
