@@ -131,7 +131,7 @@ func (n *Node) handleBook(w http.ResponseWriter, r *http.Request) {
 		problem(w, http.StatusBadRequest, err)
 		return
 	}
-	n.network.Book().Merge(entries)
+	n.merge(entries)
 	writeJSON(w, http.StatusOK, n.network.Book().All())
 }
 

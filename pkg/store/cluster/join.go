@@ -56,7 +56,7 @@ func (n *Node) tryJoin(ctx context.Context) error {
 		var entries []peer.Entry
 		err := n.post(ctx, address, "/v1/join", req, &entries)
 		if err == nil {
-			n.network.Book().Merge(entries)
+			n.merge(entries)
 			return nil
 		}
 		problems = append(problems, fmt.Errorf("join by %s: %w", address, err))
@@ -87,6 +87,10 @@ func (n *Node) gossip(ctx context.Context) {
 		case <-n.news:
 		case <-time.After(wait):
 		}
+		if err := n.announce(); err != nil {
+			n.log.Warn("store: own addresses", "error", err)
+		}
+		n.forgetStrangers(ctx)
 		entries := n.network.Book().All()
 		reached := 0
 		for _, e := range entries {
@@ -115,8 +119,20 @@ func (n *Node) exchange(ctx context.Context, entries []peer.Entry, ask func(ctx 
 	if err := ask(ctx, entries, &theirs); err != nil {
 		return false
 	}
-	n.network.Book().Merge(theirs)
+	n.merge(theirs)
 	return true
+}
+
+// merge takes over what others say of addresses. What is new is passed on at
+// once: two members that moved find each other only by a third one.
+func (n *Node) merge(entries []peer.Entry) {
+	if !n.network.Book().Merge(entries) {
+		return
+	}
+	select {
+	case n.news <- struct{}{}:
+	default:
+	}
 }
 
 // status tells about this member and, asked of the leader, about all.

@@ -182,12 +182,18 @@ func (n *Node) reconfigure(ctx context.Context, s *service, id uint64, votes boo
 		after = append(after, id)
 	}
 	s.confirmer.setVoters(before, after)
+	// Who may be the only voter from now on must know when it starts next.
+	if len(after) == 1 {
+		if err := saveVoters(n.config.Dir, 1); err != nil {
+			return err
+		}
+	}
 	if err := run(); err != nil {
 		// Whatever came of it: both majorities are asked until the next
 		// change that succeeds, or the next leader.
 		return err
 	}
-	return n.loadVoters(ctx, s.confirmer)
+	return errors.Join(n.loadVoters(ctx, s.confirmer), saveVoters(n.config.Dir, len(after)))
 }
 
 // handleJoin takes a member in, as a spare; manage promotes it.
@@ -235,11 +241,7 @@ func (n *Node) admit(ctx context.Context, s *service, req admin.Join) (int, erro
 		}
 	}
 	// Its address must be known before entries can be sent to it.
-	n.network.Book().Merge([]peer.Entry{{ID: uint64(req.ID), Name: req.Name, Addresses: req.Addresses, Witness: req.Witness, Zone: req.Zone, Sequence: 1}})
-	select {
-	case n.news <- struct{}{}:
-	default:
-	}
+	n.merge([]peer.Entry{{ID: uint64(req.ID), Name: req.Name, Addresses: req.Addresses, Witness: req.Witness, Zone: req.Zone, Sequence: 1}})
 	if known {
 		return http.StatusOK, nil
 	}

@@ -77,12 +77,13 @@ type Node struct {
 
 	membership sync.Mutex // held while the configuration changes
 
-	mu      sync.Mutex
-	current *route
-	seen    map[uint64]time.Time
-	askers  map[uint64]*asker
-	joining error // why a join has not succeeded yet
-	removed bool
+	mu        sync.Mutex
+	current   *route
+	seen      map[uint64]time.Time
+	strangers map[uint64]time.Time // in the address book and no members, since when
+	askers    map[uint64]*asker
+	joining   error // why a join has not succeeded yet
+	removed   bool
 }
 
 // Run serves until ctx ends. It returns an error when the node cannot serve
@@ -90,7 +91,7 @@ type Node struct {
 func Run(ctx context.Context, c Config) (err error) {
 	n := &Node{
 		config: c, log: c.Logger, peers: newInbox("peers"), poked: make(chan struct{}, 1), news: make(chan struct{}, 1),
-		current: &route{changed: make(chan struct{})}, seen: map[uint64]time.Time{}, askers: map[uint64]*asker{},
+		current: &route{changed: make(chan struct{})}, seen: map[uint64]time.Time{}, strangers: map[uint64]time.Time{}, askers: map[uint64]*asker{},
 	}
 	local, err := n.listen(ctx)
 	if err != nil {
@@ -101,7 +102,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	run, stop := context.WithCancel(ctx)
 	defer stop()
-	failed := make(chan error, 4)
+	failed := make(chan error, 5)
 	task := func(what string, f func() error) {
 		n.tasks.Go(func() {
 			if err := f(); err != nil {
@@ -117,6 +118,7 @@ func Run(ctx context.Context, c Config) (err error) {
 		}
 		task("admin API", func() error { return n.serveHTTP(run, l, n.handler(true)) })
 	}
+	task("member", func() error { return n.guard(run) })
 	if n.network != nil {
 		task("peers", func() error { return n.serveHTTP(run, n.peers, n.handler(false)) })
 		task("join", func() error { return n.join(run) })
@@ -158,7 +160,11 @@ func (n *Node) start(ctx context.Context) error {
 		n.log.Warn("store: the disk is slow: each change of the cluster's state takes at least this long; use a better card or disk",
 			"synchronous-write", sync, "election", n.disk.Election)
 	}
-	o := member.Options{Dir: filepath.Join(n.config.Dir, "member"), Latency: latency, Logger: n.log}
+	sole, err := soleVoter(n.config)
+	if err != nil {
+		return err
+	}
+	o := member.Options{Dir: memberDir(n.config.Dir), Latency: latency, NewTerm: sole, Logger: n.log}
 	if n.config.Network != nil {
 		o.Join = len(n.config.Join) > 0
 		o.Dial = n.dialRaft
@@ -180,12 +186,7 @@ func (n *Node) start(ctx context.Context) error {
 	n.mu.Lock()
 	n.network = network
 	n.mu.Unlock()
-	advertise := n.config.Network.Advertise
-	if len(advertise) == 0 {
-		advertise = []string{network.Addr().String()}
-	}
-	own := peer.Entry{ID: n.member.ID(), Name: n.config.Name, Addresses: advertise, Witness: n.config.Witness, Zone: n.config.Zone}
-	if err := network.Book().SetOwn(own); err != nil {
+	if err := n.announce(); err != nil {
 		return errors.Join(err, network.Close(), n.member.Close())
 	}
 	network.Handle(protocolRaft, func(_ context.Context, _ uint64, conn net.Conn) { n.member.Serve(conn) })

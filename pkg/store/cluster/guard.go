@@ -1,0 +1,148 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/cairn-os/cairn/pkg/store/member"
+	"github.com/cairn-os/cairn/pkg/store/peer"
+)
+
+const (
+	guardInterval = time.Second
+	// deadAfter is how long a member may know no leader while there is one.
+	// dqlite's raft gives up for good when it cannot write (RAFT_UNAVAILABLE):
+	// only a new start of the process helps.
+	deadAfter = 15 * time.Second
+	// forgetAfter is how long an address is kept of somebody who is no
+	// member: a new member's address is known before it is one.
+	forgetAfter = 2 * gossipInterval
+)
+
+// errDead says that the process should start anew.
+var errDead = errors.New("the member knows no leader although there is one: its log could not be written (see the messages before); a new start is needed")
+
+// guard watches the own member until ctx ends. It returns an error when the
+// member has given up, and notes how many members vote.
+func (n *Node) guard(ctx context.Context) error {
+	ticker := time.NewTicker(guardInterval)
+	defer ticker.Stop()
+	since := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		infos, err := n.member.Members(ctx)
+		if err != nil || len(infos) == 0 {
+			since = time.Now() // Not a member yet, or busy.
+			continue
+		}
+		self := slices.IndexFunc(infos, func(i member.Info) bool { return i.ID == n.member.ID() })
+		if self < 0 || infos[self].Role != member.Voter {
+			since = time.Now()
+			continue
+		}
+		voters := 0
+		for _, i := range infos {
+			if i.Role == member.Voter {
+				voters++
+			}
+		}
+		if n.route().service == nil && voters > 1 {
+			if err := saveVoters(n.config.Dir, voters); err != nil {
+				n.log.Warn("store: voters", "error", err)
+			}
+		}
+		info, err := n.member.Leader(ctx)
+		if err == nil && info.ID != 0 || !n.othersHaveLeader(ctx, voters) {
+			since = time.Now()
+			continue
+		}
+		if time.Since(since) > max(deadAfter, 4*n.disk.Election) {
+			return errDead
+		}
+	}
+}
+
+// othersHaveLeader says whether this member should know a leader: it is the
+// only voter, or others know one.
+func (n *Node) othersHaveLeader(ctx context.Context, voters int) bool {
+	if voters == 1 {
+		return true
+	}
+	if n.network == nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, roundLimit)
+	defer cancel()
+	return slices.ContainsFunc(n.viewAll(ctx), func(v view) bool { return v.leader != 0 && v.leader != n.member.ID() })
+}
+
+// announce puts the own addresses into the book: those of the configuration,
+// or those of the interfaces when it names none. They may change at any time.
+func (n *Node) announce() error {
+	addresses := n.config.Network.Advertise
+	if len(addresses) == 0 {
+		var err error
+		if addresses, err = ownAddresses(n.network.Addr().String()); err != nil {
+			return err
+		}
+	}
+	return n.network.Book().SetOwn(peer.Entry{
+		ID: n.member.ID(), Name: n.config.Name, Addresses: addresses, Witness: n.config.Witness, Zone: n.config.Zone,
+	})
+}
+
+// ownAddresses lists under which addresses a listener is reached.
+func ownAddresses(listener string) ([]string, error) {
+	host, port, err := net.SplitHostPort(listener)
+	if err != nil {
+		return nil, err
+	}
+	if ip := net.ParseIP(host); ip == nil || !ip.IsUnspecified() {
+		return []string{listener}, nil
+	}
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	var addresses []string
+	for _, a := range all {
+		if ip, ok := a.(*net.IPNet); ok && ip.IP.IsGlobalUnicast() {
+			addresses = append(addresses, net.JoinHostPort(ip.IP.String(), port))
+		}
+	}
+	if len(addresses) == 0 {
+		return nil, errors.New("no interface has an address yet that others could reach: give --advertise")
+	}
+	slices.Sort(addresses)
+	return addresses, nil
+}
+
+// forgetStrangers removes addresses of those who are no members for a while.
+func (n *Node) forgetStrangers(ctx context.Context) {
+	infos, err := n.member.Members(ctx)
+	if err != nil || !slices.ContainsFunc(infos, func(i member.Info) bool { return i.ID == n.member.ID() }) {
+		return // Who is no member itself, or not yet, cannot tell.
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, e := range n.network.Book().All() {
+		known := slices.ContainsFunc(infos, func(i member.Info) bool { return i.ID == e.ID })
+		first, strange := n.strangers[e.ID]
+		switch {
+		case known:
+			delete(n.strangers, e.ID)
+		case !strange:
+			n.strangers[e.ID] = time.Now()
+		case time.Since(first) > forgetAfter:
+			n.network.Book().Remove(e.ID)
+			delete(n.strangers, e.ID)
+		}
+	}
+}
