@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/pierrec/lz4/v4"
+	"golang.org/x/sys/unix"
 )
 
 // entry is one entry of a batch that a test writes.
@@ -290,6 +291,60 @@ func TestFounding(t *testing.T) {
 		if r := inspect(t, c.files); r.Severity() != c.severity || !r.Empty {
 			t.Errorf("%s: %v; want %v and empty", c.name, r, c.severity)
 		}
+	}
+}
+
+// TestUnreadable has a directory and a file that cannot be opened, in ways
+// that stop root too.
+func TestUnreadable(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "member")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := Inspect(file); err != nil || r.Reason() != Unreadable || r.Findings[0].File != "." {
+		t.Errorf("a file in place of the directory: %v, %v; want %s", r, err, Unreadable)
+	}
+	dir := inspect(t, base(nil)).Dir
+	for _, name := range []string{"open-1", "metadata2", closed1, identityFile, lockFile} {
+		if err := os.Rename(filepath.Join(dir, name), filepath.Join(dir, ".away")); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mkfifo(filepath.Join(dir, name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, err := Inspect(dir)
+		if err != nil || r.Reason() != Unreadable || !strings.Contains(r.Err().Error(), name) {
+			t.Errorf("%s cannot be read: %v, %v; want %s", name, r, err, Unreadable)
+		}
+		if err := os.Rename(filepath.Join(dir, ".away"), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if os.Geteuid() == 0 {
+		return // Permissions do not stop root.
+	}
+	if err := os.Chmod(dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Chmod(dir, 0o700)
+	if r, err := Inspect(dir); err != nil || r.Reason() != Unreadable {
+		t.Errorf("a directory of mode 000: %v, %v; want %s", r, err, Unreadable)
+	}
+}
+
+// TestRunning refuses to read what a member is writing.
+func TestRunning(t *testing.T) {
+	dir := inspect(t, base(nil)).Dir
+	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Inspect(dir); !errors.Is(err, ErrRunning) {
+		t.Errorf("Inspect of a locked directory: %v; want ErrRunning", err)
 	}
 }
 

@@ -25,7 +25,7 @@ import (
 // The test binary runs a member instead of tests where childTask is set:
 // dqlite aborts the process at some inputs.
 const (
-	childTask = "CAIRN_TEST_DAMAGE_TASK" // write or check.
+	childTask = "CAIRN_TEST_DAMAGE_TASK" // write, check, cluster or start.
 	childDir  = "CAIRN_TEST_DAMAGE_DIR"
 	childSize = "CAIRN_TEST_DAMAGE_SIZE" // Bytes of a value, for write.
 	// started is printed when the member answers: "started <rows> <highest id>".
@@ -48,6 +48,12 @@ func TestChild(t *testing.T) {
 }
 
 func runChild(task, dir string) error {
+	switch task {
+	case "cluster":
+		return runCluster(dir)
+	case "start":
+		return runStart(dir)
+	}
 	m, err := member.Start(member.Options{Dir: dir, Snapshot: params, Latency: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
@@ -134,11 +140,11 @@ func child(task, dir string, size int) *exec.Cmd {
 	return cmd
 }
 
-// write runs a member on dir until it has acknowledged n writes, ends it by
-// the signal, and returns the highest acknowledged id.
-func write(t *testing.T, dir string, n, size int, end syscall.Signal) int {
+// write runs a task that writes on dir until n writes were acknowledged, ends
+// it by the signal, and returns the highest acknowledged id.
+func write(t *testing.T, task, dir string, n, size int, end syscall.Signal) int {
 	t.Helper()
-	cmd := child("write", dir, size)
+	cmd := child(task, dir, size)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -150,6 +156,7 @@ func write(t *testing.T, dir string, n, size int, end syscall.Signal) int {
 	}
 	highest, count := 0, 0
 	lines := bufio.NewScanner(out)
+	var other []string
 	for lines.Scan() {
 		if id, ok := strings.CutPrefix(lines.Text(), "acknowledged "); ok {
 			if highest, err = strconv.Atoi(id); err != nil {
@@ -158,11 +165,13 @@ func write(t *testing.T, dir string, n, size int, end syscall.Signal) int {
 			if count++; count == n {
 				_ = cmd.Process.Signal(end)
 			}
+		} else {
+			other = append(other, lines.Text())
 		}
 	}
 	_ = cmd.Wait()
 	if count < n {
-		t.Fatalf("the member acknowledged %d writes and ended: %s", count, &stderr)
+		t.Fatalf("%d writes were acknowledged, then it ended: %s\n%s", count, strings.Join(other, "\n"), &stderr)
 	}
 	return highest
 }
@@ -177,7 +186,12 @@ type outcome struct {
 // check starts a member on dir and asks what is in it.
 func check(t *testing.T, dir string) outcome {
 	t.Helper()
-	cmd := child("check", dir, 0)
+	return run(t, "check", dir)
+}
+
+func run(t *testing.T, task, dir string) outcome {
+	t.Helper()
+	cmd := child(task, dir, 0)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var out bytes.Buffer
