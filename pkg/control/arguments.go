@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/cairn-os/cairn/pkg/atomicfile"
 	"github.com/cairn-os/cairn/pkg/pki"
@@ -32,10 +33,13 @@ func writeRuntime(path, text string) error {
 }
 
 func (o Options) apiserverArguments() []string {
-	return []string{
+	store := []string{"--etcd-servers=" + o.Store}
+	if len(o.Etcd.Servers) > 0 {
+		store = append([]string{"--etcd-servers=" + strings.Join(o.Etcd.Servers, ",")}, o.Etcd.arguments()...)
+	}
+	return append([]string{
 		"--advertise-address=" + o.addresses[0].String(),
 		"--secure-port=" + strconv.Itoa(o.Port),
-		"--etcd-servers=" + o.Store,
 		"--encryption-provider-config=" + o.encryption(),
 		"--service-cluster-ip-range=" + o.ServiceCIDR.String(),
 		"--allow-privileged=true",
@@ -64,7 +68,7 @@ func (o Options) apiserverArguments() []string {
 		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
 		"--proxy-client-cert-file=" + o.pair(pki.FrontProxy),
 		"--proxy-client-key-file=" + o.pair(pki.FrontProxy),
-	}
+	}, store...)
 }
 
 func (o Options) controllerManagerArguments() []string {

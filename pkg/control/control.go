@@ -52,6 +52,11 @@ func Run(ctx context.Context, log *slog.Logger, o Options, ready func() error) e
 	if err := o.prepare(log); err != nil {
 		return err
 	}
+	if len(o.Etcd.Servers) > 0 {
+		if err := o.Etcd.await(ctx, log, o.say); err != nil {
+			return nil // asked to stop
+		}
+	}
 	set, err := newComponents(o)
 	if err != nil {
 		return err

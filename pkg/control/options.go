@@ -19,6 +19,7 @@ type Options struct {
 	SANs   []string          // further names and addresses of the apiserver
 
 	Store           string // URL of the etcd-compatible endpoint
+	Etcd            Etcd   // used instead of Store when it names servers
 	DataDir         string // certificates and keys, durable
 	RunDir          string // generated configuration, not durable
 	AdminKubeconfig string
@@ -28,6 +29,8 @@ type Options struct {
 	ServiceCIDR netip.Prefix
 	ServiceIP   netip.Addr // of the Service default/kubernetes
 	ClockFloor  time.Time  // see pki.Options
+
+	Status func(string) // takes what is waited for; may be nil
 
 	// addresses are the machine's, the primary one first; prepare finds them.
 	addresses []netip.Addr
@@ -58,6 +61,12 @@ func (o Options) encryption() string              { return filepath.Join(o.DataD
 func (o Options) authentication() string          { return filepath.Join(o.RunDir, "authentication.yaml") }
 func (o Options) componentConfig(n string) string { return filepath.Join(o.RunDir, n+".kubeconfig") }
 func (o Options) url() string                     { return fmt.Sprintf("https://127.0.0.1:%d", o.Port) }
+
+func (o Options) say(message string) {
+	if o.Status != nil {
+		o.Status(message)
+	}
+}
 
 func (o Options) pki() pki.Options {
 	return pki.Options{

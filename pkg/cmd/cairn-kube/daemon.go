@@ -41,10 +41,11 @@ func daemon(log *slog.Logger, name string, args []string) error {
 	if err != nil {
 		return fmt.Errorf("node name: %w", err)
 	}
-	ready, err := notifier()
+	notify, err := notifier()
 	if err != nil {
 		return err
 	}
+	ready := func() error { return notify("READY=1") }
 	ctx, cancel := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer cancel()
 	if name == "containerd" {
@@ -60,17 +61,22 @@ func daemon(log *slog.Logger, name string, args []string) error {
 	}
 	o := controlOptions(hostname, cfg)
 	o.ClockFloor = floor
+	o.Status = func(message string) {
+		if err := notify("STATUS=" + message); err != nil {
+			log.Warn("notify status", "error", err)
+		}
+	}
 	return control.Run(ctx, log, o, ready)
 }
 
-// notifier takes the notification socket out of the environment and returns what reports readiness to it. The
+// notifier takes the notification socket out of the environment and returns what sends a message to it. The
 // components would report their own readiness, each as if it were the whole process.
-func notifier() (func() error, error) {
+func notifier() (func(message string) error, error) {
 	path := os.Getenv("NOTIFY_SOCKET")
 	if err := os.Unsetenv("NOTIFY_SOCKET"); err != nil {
 		return nil, err
 	}
-	return func() error {
+	return func(message string) error {
 		if path == "" {
 			return nil
 		}
@@ -79,7 +85,7 @@ func notifier() (func() error, error) {
 			return err
 		}
 		defer c.Close()
-		_, err = c.Write([]byte("READY=1"))
+		_, err = c.Write([]byte(message))
 		return err
 	}, nil
 }
@@ -99,6 +105,10 @@ func clockFloor() (time.Time, error) {
 func controlOptions(name string, cfg *config.Config) control.Options {
 	o := control.DefaultOptions(name)
 	o.Labels = cfg.Cairn.Labels
+	d := cfg.Cairn.Datastore
+	if servers := d.EtcdServers(); servers != nil { // an SQL database is served by the store, as its own data would be
+		o.Etcd = control.Etcd{Servers: servers, CAFile: d.CAFile, CertFile: d.CertFile, KeyFile: d.KeyFile}
+	}
 	for _, t := range taints(cfg) {
 		o.Taints = append(o.Taints, control.Taint{Key: t.Key, Value: t.Value, Effect: string(t.Effect)})
 	}
