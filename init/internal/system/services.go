@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cairn-os/cairn/pkg/cgroup"
+	"github.com/cairn-os/cairn/pkg/config"
 	"github.com/cairn-os/cairn/pkg/initctl"
 	"github.com/cairn-os/cairn/pkg/status"
 	"github.com/cairn-os/cairn/pkg/supervise"
@@ -24,9 +26,15 @@ type memory struct {
 
 func (s memory) of(total int64) int64 { return min(max(total*s.percent/100, s.min), s.max) }
 
+// datastoreTimeout is how long a process may take to be ready that waits for a datastore elsewhere. It waits itself and
+// says for what; starting it anew would change nothing.
+const datastoreTimeout = 24 * time.Hour
+
 // services is the table of supervised processes for a node with the given memory in bytes. OOM scores order who goes
-// first when memory runs out: pods (0 to 1000), then what restarts cheaply, at last what everything stands on.
-func services(total int64, ssh bool) []supervise.Service {
+// first when memory runs out: pods (0 to 1000), then what restarts cheaply, at last what everything stands on. With an
+// etcd cluster elsewhere there is no store: the apiserver asks the cluster itself. With an SQL database elsewhere the
+// store serves it.
+func services(total int64, ssh bool, datastore config.DatastoreKind) []supervise.Service {
 	const conf = "/" + effectiveConfig
 	table := []supervise.Service{
 		{
@@ -52,6 +60,7 @@ func services(total int64, ssh bool) []supervise.Service {
 			OOMScore: -960, MemoryLimit: memory{4, 24 * mib, 128 * mib}.of(total), GOGC: 30,
 		},
 	}
+	table = withDatastore(table, datastore)
 	if ssh {
 		table = append(table, supervise.Service{
 			// In the foreground, messages to standard error, no passwords.
@@ -62,13 +71,32 @@ func services(total int64, ssh bool) []supervise.Service {
 	return table
 }
 
+// withDatastore fits the table to where the cluster's state is kept.
+func withDatastore(table []supervise.Service, datastore config.DatastoreKind) []supervise.Service {
+	isStore := func(name string) bool { return name == "store" }
+	for i := range table {
+		s := &table[i]
+		switch {
+		case datastore == config.SQL && s.Name == "store":
+			s.ReadyTimeout = datastoreTimeout
+		case datastore == config.Etcd && slices.ContainsFunc(s.After, isStore):
+			s.ReadyTimeout = datastoreTimeout
+			s.After = slices.DeleteFunc(s.After, isStore)
+		}
+	}
+	if datastore == config.Etcd {
+		table = slices.DeleteFunc(table, func(s supervise.Service) bool { return isStore(s.Name) })
+	}
+	return table
+}
+
 // startServices starts the control socket and the supervisor, which go on until shutdown.
 func (m *machine) startServices(ctx context.Context) error {
 	total, err := totalMemory()
 	if err != nil {
 		return err
 	}
-	table := services(total, len(m.config.SSHAuthorizedKeys) > 0)
+	table := services(total, len(m.config.SSHAuthorizedKeys) > 0, m.config.Cairn.Datastore.Kind())
 	if m.opt.Container {
 		m.log.Print("in a container the host's kernel decides who is killed when memory runs out: no oom scores")
 		for i := range table {

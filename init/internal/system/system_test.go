@@ -7,6 +7,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/cairn-os/cairn/pkg/config"
 	"github.com/cairn-os/cairn/pkg/power"
 	"github.com/cairn-os/cairn/pkg/reaper"
 	"github.com/cairn-os/cairn/pkg/sequence"
@@ -71,7 +72,7 @@ func TestServices(t *testing.T) {
 	for _, total := range []int64{512 * mib, 2048 * mib, 64 << 30} {
 		var sum int64
 		ready := map[string]bool{}
-		for _, s := range services(total, true) {
+		for _, s := range services(total, true, config.Own) {
 			for _, dep := range s.After {
 				if !ready[dep] {
 					t.Errorf("%s comes before %s, which it needs", s.Name, dep)
@@ -90,8 +91,32 @@ func TestServices(t *testing.T) {
 			t.Errorf("limits of %d MiB in %d MiB leave no room for pods", sum/mib, total/mib)
 		}
 	}
-	if n := len(services(1<<30, false)); n != 5 {
+	if n := len(services(1<<30, false, config.Own)); n != 5 {
 		t.Errorf("without keys %d services; want 5, and no sshd", n)
+	}
+}
+
+// TestServicesOfDatastore wants no store beside an etcd cluster, and patience with what others run.
+func TestServicesOfDatastore(t *testing.T) {
+	for kind, want := range map[config.DatastoreKind][]string{
+		config.Own:  {"store", "containerd", "control after store", "node after containerd control", "cairnd"},
+		config.SQL:  {"store patient", "containerd", "control after store", "node after containerd control", "cairnd"},
+		config.Etcd: {"containerd", "control patient", "node after containerd control", "cairnd"},
+	} {
+		var got []string
+		for _, s := range services(1<<30, false, kind) {
+			text := s.Name
+			if s.ReadyTimeout != 0 {
+				text += " patient"
+			}
+			if len(s.After) > 0 {
+				text += " after " + strings.Join(s.After, " ")
+			}
+			got = append(got, text)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("datastore %d: %s", kind, diff)
+		}
 	}
 }
 
