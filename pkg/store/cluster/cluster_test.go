@@ -219,10 +219,13 @@ func empty(t *testing.T, client *clientv3.Client) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Where kine's front keeps the apiserver's compact_rev_key.
-	compact, err := client.Get(ctx, "compact_rev_key_apiserver", clientv3.WithKeysOnly())
+	// The apiserver's record, and where kine's front keeps it.
+	compact, err := client.Get(ctx, "compact_rev_key", clientv3.WithKeysOnly())
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, kv := range compact.Kvs {
+		kv.Key = []byte("compact_rev_key_apiserver")
 	}
 	for _, kv := range append(resp.Kvs, compact.Kvs...) {
 		key := string(kv.Key)

@@ -41,6 +41,7 @@ func (n *Node) handler(operator bool) http.Handler {
 	mux.HandleFunc("POST /v1/book", n.handleBook)
 	mux.HandleFunc("POST /v1/join", n.atLeader(n.handleJoin))
 	mux.HandleFunc("DELETE /v1/members/{id}", n.atLeader(n.handleRemove))
+	n.forwardedRoutes(mux)
 	if operator {
 		n.operatorRoutes(mux)
 	}

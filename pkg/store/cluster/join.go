@@ -143,6 +143,7 @@ func (n *Node) status(ctx context.Context, ask bool) admin.Status {
 	n.mu.Lock()
 	joining := n.joining
 	n.mu.Unlock()
+	n.addSnapshots(&s, r.service != nil)
 	switch {
 	case r.service != nil:
 		s.Phase = "leader"
@@ -210,4 +211,5 @@ func (n *Node) addLeaderStatus(ctx context.Context, leader uint64, s *admin.Stat
 		return
 	}
 	s.Quorum, s.Revision, s.Size, s.Members = theirs.Quorum, theirs.Revision, theirs.Size, theirs.Members
+	addLeaderSnapshots(s, theirs)
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -58,8 +57,12 @@ type Config struct {
 	Witness     bool
 	Zone        string // failure domain
 	Voters      int    // how many members should vote, 3 when 0
-	Logger      *slog.Logger
-	Ready       func() // called once when clients are served
+	// SnapshotInterval and SnapshotKeep say how often the leader takes a
+	// snapshot and how many it keeps; 0: 6 hours and 5.
+	SnapshotInterval time.Duration
+	SnapshotKeep     int
+	Logger           *slog.Logger
+	Ready            func() // called once when clients are served
 }
 
 // Node is a running node of the store.
@@ -75,6 +78,7 @@ type Node struct {
 	tasks   sync.WaitGroup
 	disk    admin.Disk
 
+	snapshots  snapshots
 	membership sync.Mutex // held while the configuration changes
 
 	mu        sync.Mutex
@@ -413,10 +417,4 @@ func (n *Node) handOver() {
 		}
 		n.log.Info("store: leadership handed over", "member", member.Name(to))
 	}
-}
-
-// operatorRoutes are for the operator's socket alone.
-func (n *Node) operatorRoutes(mux *http.ServeMux) {
-	mux.HandleFunc("GET /v1/members", n.atLeader(n.handleStatus))
-	mux.Handle("GET /metrics", n.metricsHandler())
 }
