@@ -77,11 +77,7 @@ func (c *Client) Do(ctx context.Context, method, path string, in, out any) error
 		return fmt.Errorf("ask the store: %s %s: %w", method, path, err)
 	}
 	if resp.StatusCode/100 != 2 {
-		e := &Error{Code: resp.StatusCode}
-		if json.Unmarshal(data, &e.Problem) != nil || e.Problem.Error == "" {
-			e.Problem.Error = fmt.Sprintf("%s %s: %s", method, path, resp.Status)
-		}
-		return e
+		return answered(method, path, resp, data)
 	}
 	if out == nil {
 		return nil

@@ -63,6 +63,10 @@ type Status struct {
 	Size     int64    `json:"size,omitempty"`     // of the database in bytes; the leader's
 	Members  []Member `json:"members,omitempty"`
 	Disk     Disk     `json:"disk"`
+	// Snapshot is the newest one of those on this member and on the leader.
+	Snapshot *Snapshot `json:"snapshot,omitempty"`
+	// SnapshotError says why the leader could not take the last one.
+	SnapshotError string `json:"snapshotError,omitempty"`
 }
 
 // Disk tells how fast the member's disk takes a durable write.
@@ -90,4 +94,23 @@ type Problem struct {
 	Error string `json:"error"`
 	// Leader is who can answer, when the one asked cannot.
 	Leader ID `json:"leader,omitempty"`
+}
+
+// Snapshot is a copy of the store in a file on one member.
+type Snapshot struct {
+	// Name is the file's, and Member whose it is.
+	Name     string    `json:"name"`
+	Member   ID        `json:"member"`
+	Revision int64     `json:"revision"`
+	Size     int64     `json:"size"` // in bytes
+	Time     time.Time `json:"time"` // by the clock of then
+	// Keys and Hash, the SHA-256 at the file's end in hexadecimal digits, are
+	// told of one that was just taken: a list reads names only.
+	Keys int64  `json:"keys,omitempty"`
+	Hash string `json:"hash,omitempty"`
+}
+
+// Lead asks that another member leads: To, or any that can when it is 0.
+type Lead struct {
+	To ID `json:"to,omitzero"`
 }

@@ -77,6 +77,7 @@ func (n *Node) handleLead(w http.ResponseWriter, r *http.Request) {
 		return
 	case to != n.member.ID():
 		err = n.member.Transfer(ctx, to)
+		n.poke()
 	}
 	if err != nil {
 		problem(w, http.StatusServiceUnavailable, err)

@@ -79,8 +79,12 @@ func TestOperator(t *testing.T) {
 		if err := ask.Lead(t.Context(), s.ID); err != nil {
 			t.Fatal(err)
 		}
+		deadline := time.Now().Add(formLimit)
+		for c.leader() != follower && time.Now().Before(deadline) {
+			time.Sleep(50 * time.Millisecond)
+		}
 		if now := c.leader(); now != follower {
-			t.Errorf("%s leads; want %s", now.name, follower.name)
+			t.Fatalf("%s leads; want %s", now.name, follower.name)
 		}
 		if err := ask.Lead(t.Context(), 77); err == nil || !strings.Contains(err.Error(), "no member 000000000000004d") {
 			t.Errorf("lead by a stranger: %v; want that there is none", err)
