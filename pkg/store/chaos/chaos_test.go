@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -45,15 +46,16 @@ func runs(t *testing.T, target Target, count int, brief, full uint64) {
 	if n == 0 {
 		t.Skip("CAIRN_CHAOS_RUNS=0")
 	}
+	name := t.Name()
 	for seed := first; seed < first+n; seed++ {
 		t.Run("seed="+strconv.FormatUint(seed, 10), func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), length+2*recovery+2*startPatience)
 			defer cancel()
 			r, err := Run(ctx, Options{
 				Target: target, Seed: seed, Nodes: count, Length: length,
-				Dir: t.TempDir(), Output: filepath.Join(output, t.Name()),
+				Dir: t.TempDir(), Output: filepath.Join(output, name),
 			})
-			t.Log(r)
+			t.Logf("%s\n%s", r, strings.Join(r.Events, "\n"))
 			for _, p := range r.Problems {
 				t.Error(p)
 			}
@@ -61,7 +63,7 @@ func runs(t *testing.T, target Target, count int, brief, full uint64) {
 				t.Error(err)
 			}
 			if t.Failed() {
-				t.Logf("everything recorded is in %s; replay: CAIRN_CHAOS_SEED=%d CAIRN_CHAOS_RUNS=1 ./build.sh test chaos --run %s", r.Output, seed, t.Name()[:len(t.Name())-len("/seed=")-len(strconv.FormatUint(seed, 10))])
+				t.Logf("everything recorded is in %s; replay: CAIRN_CHAOS_SEED=%d CAIRN_CHAOS_RUNS=1 ./build.sh test chaos --run %s", r.Output, seed, name)
 			}
 		})
 	}

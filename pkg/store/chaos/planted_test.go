@@ -50,26 +50,32 @@ func TestPlanted(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			socket := loneEtcd(t)
-			w := &workload{seed: 1, sockets: []string{socket, socket}, clients: 6, history: history.New(), plant: tt.plant}
-			_, err := w.run(t.Context(), func() error { return pause(t.Context(), 2*time.Second) })
-			if err != nil {
-				t.Fatal(err)
-			}
-			v := w.history.Check()
-			found := strings.Join(v.Problems, "\n")
-			if tt.want == "" && !v.Ok() || !strings.Contains(found, tt.want) {
-				t.Errorf("after %d requests the problems are\n%s\nwant %q", v.Requests, found, tt.want)
-			}
-			if v.Changes < 50 {
-				t.Errorf("%d changes in %d requests; want more to judge", v.Changes, v.Requests)
-			}
-			t.Logf("%d requests, %d changes; the checker says:\n%s", v.Requests, v.Changes, found)
+			judge(t, loneEtcd(t), tt.plant, tt.want)
 		})
 	}
 }
 
-// staleReads gives every twentieth read the answer of the one before it.
+// judge lets clients work on a store through two connections and expects a
+// problem in their history, none if want is empty.
+func judge(t *testing.T, socket string, plant func(node int, c *clientv3.Client), want string) {
+	t.Helper()
+	w := &workload{seed: 1, sockets: []string{socket, socket}, clients: 6, history: history.New(), plant: plant}
+	_, err := w.run(t.Context(), func() error { return pause(t.Context(), 2*time.Second) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := w.history.Check()
+	found := strings.Join(v.Problems, "\n")
+	if want == "" && !v.Ok() || !strings.Contains(found, want) {
+		t.Errorf("after %d requests the problems are\n%s\nwant %q", v.Requests, found, want)
+	}
+	if v.Changes < 50 {
+		t.Errorf("%d changes in %d requests; want more to judge", v.Changes, v.Requests)
+	}
+	t.Logf("%d requests, %d changes; the checker says:\n%s", v.Requests, v.Changes, found)
+}
+
+// staleReads gives every tenth read the answer of the one before it.
 type staleReads struct {
 	clientv3.KV
 	reads atomic.Int64
@@ -80,7 +86,7 @@ func (s *staleReads) Get(ctx context.Context, key string, opts ...clientv3.OpOpt
 	if s.last == nil {
 		s.last = map[string]*clientv3.GetResponse{}
 	}
-	if old := s.last[key]; old != nil && len(opts) == 0 && s.reads.Add(1)%20 == 0 {
+	if old := s.last[key]; old != nil && len(opts) == 0 && s.reads.Add(1)%10 == 0 {
 		return old, nil
 	}
 	resp, err := s.KV.Get(ctx, key, opts...)
@@ -90,14 +96,14 @@ func (s *staleReads) Get(ctx context.Context, key string, opts ...clientv3.OpOpt
 	return resp, err
 }
 
-// lostWrites acknowledges every twentieth put without doing it.
+// lostWrites acknowledges every fifth put without doing it.
 type lostWrites struct {
 	clientv3.KV
 	puts, revision int64
 }
 
 func (l *lostWrites) Put(ctx context.Context, key, value string, opts ...clientv3.OpOption) (*clientv3.PutResponse, error) {
-	if l.puts++; l.puts%20 == 0 {
+	if l.puts++; l.puts%5 == 0 {
 		return &clientv3.PutResponse{Header: &pb.ResponseHeader{Revision: l.revision + 1}}, nil
 	}
 	resp, err := l.KV.Put(ctx, key, value, opts...)

@@ -37,12 +37,13 @@ type Report struct {
 	Faults   map[FaultKind]int
 	// Requests that clients made, Unknown of them without an answer.
 	Requests, Unknown, Changes int
-	// Gap is the longest time in which no write was acknowledged, Recovery
-	// the time from the last fault until all was well.
-	Gap, Recovery time.Duration
-	Elections     uint64   // by how much the term grew
-	Exits         []string // of programs that nobody had killed
-	Output        string   // where everything is, of a failed run
+	// Gap is the longest time in which no write was acknowledged, which began
+	// at GapAt. Recovery is the time from the last fault until all was well.
+	Gap, GapAt, Recovery time.Duration
+	Elections            uint64   // by how much the term grew
+	Exits                []string // of programs that nobody had killed
+	Events               []string // the faults as they came, one line each
+	Output               string   // where everything is, of a failed run
 }
 
 func (r Report) String() string {
@@ -50,8 +51,8 @@ func (r Report) String() string {
 	for _, k := range slices.Sorted(maps.Keys(r.Faults)) {
 		faults = append(faults, fmt.Sprintf("%s %d", k, r.Faults[k]))
 	}
-	s := fmt.Sprintf("seed %d: %d requests, %d unknown, %d changes; faults: %s; %.1fs without a write, %d elections, recovered in %.1fs",
-		r.Seed, r.Requests, r.Unknown, r.Changes, strings.Join(faults, ", "), r.Gap.Seconds(), r.Elections, r.Recovery.Seconds())
+	s := fmt.Sprintf("seed %d: %d requests, %d unknown, %d changes; faults: %s; %.1fs without a write (at %.1fs), %d elections, recovered in %.1fs",
+		r.Seed, r.Requests, r.Unknown, r.Changes, strings.Join(faults, ", "), r.Gap.Seconds(), r.GapAt.Seconds(), r.Elections, r.Recovery.Seconds())
 	for _, exit := range r.Exits {
 		s += "; " + exit
 	}
@@ -93,7 +94,9 @@ func Run(ctx context.Context, o Options) (r Report, err error) {
 	}
 	verdict := h.Check()
 	r.Problems = append(r.Problems, verdict.Problems...)
-	r.Requests, r.Unknown, r.Changes, r.Gap, r.Faults = verdict.Requests, verdict.Unknown, verdict.Changes, gap(h), b.faults
+	r.Requests, r.Unknown, r.Changes, r.Faults = verdict.Requests, verdict.Unknown, verdict.Changes, b.faults
+	r.Gap, r.GapAt = gap(h)
+	r.Events = b.told
 	_, now := leader(ctx, o.Target, set.Nodes)
 	r.Elections = max(now.Term, term) - term
 	for _, n := range set.Nodes {
@@ -103,7 +106,7 @@ func Run(ctx context.Context, o Options) (r Report, err error) {
 	}
 	if len(r.Problems) > 0 {
 		r.Output = logs.dir
-		err = keep(logs.dir, r, plan, b.told, h, verdict)
+		err = keep(logs.dir, r, plan, h, verdict)
 	}
 	return r, err
 }
@@ -201,25 +204,28 @@ func answers(ctx context.Context, n *nodes.Node) error {
 	}
 }
 
-// gap is the longest time between two acknowledged writes.
-func gap(h *history.History) time.Duration {
-	var at []time.Duration
+// gap is the longest time between two acknowledged writes, and when it began.
+func gap(h *history.History) (longest, at time.Duration) {
+	var writes []time.Duration
 	for _, o := range h.Operations() {
 		if o.Done {
-			at = append(at, o.Return)
+			writes = append(writes, o.Return)
 		}
 	}
-	slices.Sort(at)
-	var longest, last time.Duration
-	for _, t := range at {
-		longest, last = max(longest, t-last), t
+	slices.Sort(writes)
+	var last time.Duration
+	for _, t := range writes {
+		if t-last > longest {
+			longest, at = t-last, last
+		}
+		last = t
 	}
-	return longest
+	return longest, at
 }
 
 // keep writes what there is to know about a failed run into dir.
-func keep(dir string, r Report, plan []Fault, told []string, h *history.History, v history.Verdict) error {
-	text := fmt.Sprintf("%s\n\n%s\n\nplan:\n%s\nhappened:\n%s\n", r, strings.Join(r.Problems, "\n"), describe(plan), strings.Join(told, "\n"))
+func keep(dir string, r Report, plan []Fault, h *history.History, v history.Verdict) error {
+	text := fmt.Sprintf("%s\n\n%s\n\nplan:\n%s\nhappened:\n%s\n", r, strings.Join(r.Problems, "\n"), describe(plan), strings.Join(r.Events, "\n"))
 	if err := os.WriteFile(filepath.Join(dir, "report.txt"), []byte(text), 0o644); err != nil {
 		return err
 	}

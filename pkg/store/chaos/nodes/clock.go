@@ -80,6 +80,13 @@ func newClock(ctx context.Context, pid int) (*clock, error) {
 		return nil, fmt.Errorf("%w: written for amd64 only", ErrClock)
 	}
 	start, end, err := vdso(pid)
+	for tries := 0; errors.Is(err, ErrClock) && tries < 1000; tries++ {
+		// A program that is just being executed has none yet.
+		if err := pause(ctx, time.Millisecond); err != nil {
+			return nil, err
+		}
+		start, end, err = vdso(pid)
+	}
 	if err != nil {
 		return nil, err
 	}
