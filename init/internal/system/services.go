@@ -35,10 +35,14 @@ const datastoreTimeout = 24 * time.Hour
 // etcd cluster elsewhere there is no store: the apiserver asks the cluster itself. With an SQL database elsewhere the
 // store serves it.
 func services(total int64, ssh bool, datastore config.DatastoreKind) []supervise.Service {
-	const conf = "/" + effectiveConfig
+	const (
+		conf = "/" + effectiveConfig
+		// Where cairnctl finds the store: pkg/store/admin.Socket. That package speaks HTTP, which init does not link.
+		storeAdmin = "/run/cairn/store-admin.sock"
+	)
 	table := []supervise.Service{
 		{
-			Name: "store", Argv: []string{"/usr/bin/cairn-store", "--config", conf}, Notify: true,
+			Name: "store", Argv: []string{"/usr/bin/cairn-store", "--config", conf, "--admin-socket", storeAdmin}, Notify: true,
 			// One arena: glibc's default of eight per core costs tens of megabytes in dqlite.
 			Env:      []string{"MALLOC_ARENA_MAX=1"},
 			OOMScore: -970, MemoryLimit: memory{6, 48 * mib, 512 * mib}.of(total), GOGC: 30, StopGrace: 20 * time.Second,
