@@ -80,7 +80,9 @@ func (f *Feed) Watch(ctx context.Context, key, end string, revision int64) serve
 
 // WaitPublished returns once the feed has read all changes up to revision, so
 // that those before may go, or ctx has ended.
-func (f *Feed) WaitPublished(ctx context.Context, revision int64) { f.feed.waitPublished(ctx, revision) }
+func (f *Feed) WaitPublished(ctx context.Context, revision int64) {
+	f.feed.waitPublished(ctx, revision)
+}
 
 // WaitFor is Source's.
 func (f *Feed) WaitFor(ctx context.Context, revision int64) { f.feed.waitFor(ctx, revision) }

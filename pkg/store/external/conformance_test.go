@@ -92,6 +92,7 @@ var exceptions = map[string]string{
 func TestDatabases(t *testing.T) {
 	for _, p := range products {
 		t.Run(p.name, func(t *testing.T) {
+			t.Parallel() // Most of it is waiting for leases and for a stopped server.
 			d := p.serve(t)
 			for _, x := range []struct {
 				name string
