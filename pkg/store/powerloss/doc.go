@@ -26,7 +26,10 @@
 //     that was flushed. An fsync of a file covers its size and mode, not its
 //     name; an fsync of a directory covers the names in it.
 //   - A file grows by a write only together with the written data: that is
-//     "ordered". Allocated space reads as zeros.
+//     "ordered". The variant Unordered (data=writeback) gives zeros instead.
+//   - Allocated space reads as zeros. An allocation through O_SYNC or O_DSYNC is
+//     flushed when it has returned: ext4_fallocate and xfs_file_fallocate
+//     wait for the journal then.
 //   - Detached: there is no common journal. Each directory loses its names,
 //     and each file its size, back to its own last fsync or to any point after
 //     it, independently of all others. A file whose directory was never

@@ -391,7 +391,7 @@ func (h *handle) Allocate(ctx context.Context, off, size uint64, mode uint32) (e
 		if errno = h.file.Allocate(ctx, off, size, 0); errno != 0 {
 			return nil
 		}
-		return &Event{Kind: Allocate, File: h.id, Size: int64(off + size)}
+		return &Event{Kind: Allocate, File: h.id, Size: int64(off + size), Durable: h.durable}
 	})
 	return errno
 }

@@ -98,10 +98,10 @@ func TestRecord(t *testing.T) {
 	want := strings.Split(strings.TrimSpace(`
 mkdir file 3 "d" in 1
 create file 4 "f" in 3
-allocate file 4 to 8192
+allocate file 4 to 8192, durable false
 write file 4 3 bytes at 4096, durable false, grows false
 write file 4 4 bytes at 8192, durable false, grows true
-truncate file 4 to 4098
+truncate file 4 to 4098, durable false
 chmod file 4
 rename file 4 "f" in 3 to "g" in 1
 sync file 4
@@ -110,7 +110,7 @@ remove file 4 "g" in 1
 write file 4 1 bytes at 0, durable false, grows false
 mark half
 link file 2 "link" in 3
-truncate file 2 to 0
+truncate file 2 to 0, durable false
 write file 2 2 bytes at 0, durable false, grows true
 rename file 3 "d" in 1 to "e" in 1
 create file 5 "new" in 3

@@ -47,7 +47,7 @@ type Event struct {
 	Data         []byte
 	// Grows is set on a Write beyond the file's end at that time.
 	Grows bool
-	// Durable is set on a Write through O_SYNC or O_DSYNC.
+	// Durable is set on a Write or Allocate through O_SYNC or O_DSYNC.
 	Durable bool
 	// Note is a Mark's text.
 	Note []byte
@@ -71,7 +71,7 @@ func (e *Event) String() string {
 	case Write:
 		return fmt.Sprintf("%s %d bytes at %d, durable %t, grows %t", where, len(e.Data), e.Offset, e.Durable, e.Grows)
 	case Truncate, Allocate:
-		return fmt.Sprintf("%s to %d", where, e.Size)
+		return fmt.Sprintf("%s to %d, durable %t", where, e.Size, e.Durable)
 	}
 	return where
 }
@@ -168,12 +168,14 @@ func (r *Recording) settle() {
 	}
 }
 
-// returned says when the program was told that a durable write, the first of
-// its file's events, is done, 0 for never. The kernel may split such a write,
+// returned says when the program was told that a durable operation, the first
+// of its file's events, is done, 0 for never. The kernel may split such a write,
 // and may flush the file for it when all parts are written.
 func returned(events []*Event) int {
 	for i, e := range events {
 		switch {
+		case i == 0 && e.Kind == Allocate:
+			return e.Ended
 		case i == 0:
 		case e.Kind == Sync:
 			return e.Ended

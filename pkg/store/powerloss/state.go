@@ -25,10 +25,13 @@ const (
 	// DetachedTorn leaves a random prefix of each one's own metadata, and
 	// random blocks.
 	DetachedTorn Variant = "detached-torn"
+	// Unordered is DetachedTorn without the order of data and size: a file may
+	// have grown without what was written there, and reads zeros instead.
+	Unordered Variant = "unordered"
 )
 
 // Variants are all of them, those that find most first.
-var Variants = []Variant{Torn, DetachedTorn, Least, DetachedLeast, Whole, Hollow}
+var Variants = []Variant{Torn, DetachedTorn, Least, DetachedLeast, Unordered, Whole, Hollow}
 
 // State is one state that a cut could have left. It is the same whenever it
 // is made from the same recording.
@@ -124,7 +127,7 @@ type disk struct {
 func (s State) disk() *disk {
 	rng := rand.New(rand.NewPCG(s.Seed, uint64(s.Cut)))
 	d := &disk{
-		state: s, rng: rng, torn: s.Variant == Torn || s.Variant == DetachedTorn,
+		state: s, rng: rng, torn: s.Variant == Torn || s.Variant == DetachedTorn || s.Variant == Unordered,
 		block: []int64{512, 4096}[rng.IntN(2)], keep: []float64{0.1, 0.5, 0.9}[rng.IntN(3)],
 		survives: map[*Event]bool{}, names: map[uint64]map[string]uint64{root: {}}, modes: map[uint64]uint32{},
 	}
@@ -139,7 +142,7 @@ func (s State) disk() *disk {
 			continue
 		}
 		var journal uint64
-		if s.Variant == DetachedLeast || s.Variant == DetachedTorn {
+		if s.Variant == DetachedLeast || s.Variant == DetachedTorn || s.Variant == Unordered {
 			journal = e.home()
 		}
 		if journals[journal] == nil {
@@ -270,7 +273,7 @@ func (d *disk) missing(events []*Event) map[*Event]map[int64]bool {
 		for block := e.Offset / d.block; block*d.block < e.Offset+int64(len(e.Data)); block++ {
 			switch {
 			case e.Kind != Write:
-			case d.flushed(e), e.Grows && d.survives[e]:
+			case d.flushed(e), e.Grows && d.survives[e] && d.state.Variant != Unordered:
 				loose[block] = nil // What was in the cache went with it.
 			default:
 				if loose[block] == nil {

@@ -102,7 +102,7 @@ func TestModel(t *testing.T) {
 		{"flushed", func(r tape) { r.file("f", "new", true) }, same("new")},
 		{"not flushed", func(r tape) { r.file("f", "new", false) }, results{
 			Whole: {"new"}, Hollow: {"new"}, Least: {"-"}, DetachedLeast: {"-"},
-			Torn: {"", "-", "new"}, DetachedTorn: {"", "-", "new"},
+			Torn: {"", "-", "new"}, DetachedTorn: {"", "-", "new"}, Unordered: {"", "\x00\x00\x00", "-", "new"},
 		}},
 		{"file flushed, directory not", func(r tape) { r.sync(r.file("f", "new", false)) }, results{
 			Whole: {"new"}, Hollow: {"new"}, Least: {"new"}, DetachedLeast: {"-"}, Torn: {"new"}, DetachedTorn: {"-", "new"},
@@ -186,15 +186,24 @@ func TestModel(t *testing.T) {
 			r.event(&Event{Kind: Truncate, File: f})
 			r.write(f, 0, block("c"))
 		}, results{
-			Whole: {"c"}, Hollow: {"c"}, Least: {"ab"}, DetachedLeast: {"ab"}, Torn: {"", "ab", "c"}, DetachedTorn: {"", "ab", "c"},
+			Whole: {"c"}, Hollow: {"c"}, Least: {"ab"}, DetachedLeast: {"ab"}, Torn: {"", "ab", "c"}, DetachedTorn: {"", "ab", "c"}, Unordered: {"", "0", "ab", "c"},
 		}},
 		{"allocated and written durably", func(r tape) {
 			f := r.file("f", "", true)
 			r.event(&Event{Kind: Allocate, File: f, Size: 1024})
 			r.event(&Event{Kind: Write, File: f, Offset: 512, Data: []byte(block("a")), Durable: true})
 		}, same("0a")},
+		{"allocated", func(r tape) {
+			r.event(&Event{Kind: Allocate, File: r.file("f", block("a"), true), Size: 1024})
+		}, results{
+			Whole: {"a0"}, Hollow: {"a0"}, Least: {"a"}, DetachedLeast: {"a"}, Torn: {"a", "a0"}, DetachedTorn: {"a", "a0"},
+		}},
+		{"allocated durably", func(r tape) {
+			r.event(&Event{Kind: Allocate, File: r.file("f", block("a"), true), Size: 1024, Durable: true})
+		}, same("a0")},
 		{"appended to", func(r tape) { r.write(r.file("f", block("a"), true), 512, block("bc")) }, results{
 			Whole: {"abc"}, Hollow: {"abc"}, Least: {"a"}, DetachedLeast: {"a"}, Torn: {"a", "ab", "abc"}, DetachedTorn: {"a", "ab", "abc"},
+			Unordered: {"a", "a00", "a0c", "ab", "ab0", "abc"},
 		}},
 		{"removed", func(r tape) {
 			r.file("f", "old", true)
@@ -206,6 +215,9 @@ func TestModel(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newTape()
 			tt.do(r)
+			if tt.want[Unordered] == nil {
+				tt.want[Unordered] = tt.want[DetachedTorn]
+			}
 			if diff := cmp.Diff(map[Variant][]string(tt.want), r.results(t, "f")); diff != "" {
 				t.Errorf("what f may be (-want +got):\n%s", diff)
 			}

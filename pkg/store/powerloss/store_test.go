@@ -169,7 +169,9 @@ func openStates(t *testing.T, states []powerloss.State, expect func(cut int) exp
 				began := time.Now()
 				problems := openState(t, v, s, expect(s.Cut), at)
 				mu.Lock()
-				o.states++
+				if o.states++; o.states%500 == 0 {
+					t.Logf("%d states of %d opened, %d failures", o.states, len(states), len(o.failures))
+				}
 				o.slowest = max(o.slowest, time.Since(began))
 				if len(problems) > 0 {
 					o.failures = append(o.failures, fmt.Sprintf("%s: %s", s, strings.Join(problems, "\n  ")))
@@ -385,7 +387,7 @@ func survive(t *testing.T, r *powerloss.Recording, seed uint64, n int) {
 		states = append(states, s)
 	} else {
 		for i, cut := range r.Cuts(n, seed) {
-			// Four of the six variants each, by turns.
+			// Four of the variants each, by turns.
 			for j := range 4 {
 				states = append(states, r.States(cut, seed+uint64(j), powerloss.Variants[(i+j)%len(powerloss.Variants)])...)
 			}

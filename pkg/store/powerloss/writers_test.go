@@ -39,11 +39,11 @@ func TestWriters(t *testing.T) {
 	}{
 		"atomicfile": {func(path, data string) error { return atomicfile.Write(path, []byte(data), 0o600) }, nil},
 		"in place": {func(path, data string) error { return os.WriteFile(path, []byte(data), 0o600) },
-			[]powerloss.Variant{powerloss.Torn, powerloss.DetachedTorn, powerloss.Least, powerloss.DetachedLeast, powerloss.Whole, powerloss.Hollow}},
+			[]powerloss.Variant{powerloss.Torn, powerloss.DetachedTorn, powerloss.Unordered, powerloss.Least, powerloss.DetachedLeast, powerloss.Whole, powerloss.Hollow}},
 		"without flushes": {func(path, data string) error { return temporary(path, data, false) },
-			[]powerloss.Variant{powerloss.Torn, powerloss.DetachedTorn, powerloss.Least, powerloss.DetachedLeast}},
+			[]powerloss.Variant{powerloss.Torn, powerloss.DetachedTorn, powerloss.Unordered, powerloss.Least, powerloss.DetachedLeast}},
 		"without a flush of the directory": {func(path, data string) error { return temporary(path, data, true) },
-			[]powerloss.Variant{powerloss.Torn, powerloss.DetachedTorn, powerloss.Least, powerloss.DetachedLeast}},
+			[]powerloss.Variant{powerloss.Torn, powerloss.DetachedTorn, powerloss.Unordered, powerloss.Least, powerloss.DetachedLeast}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			version := func(n int) string { return strings.Repeat(fmt.Sprintf("version %d\n", n), 1000) }
