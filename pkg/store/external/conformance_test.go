@@ -28,12 +28,16 @@ func serve(t *testing.T, endpoint string, log *slog.Logger) *running {
 	if log == nil {
 		log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	}
+	return serveConfig(t, Config{Endpoint: endpoint}, log)
+}
+
+func serveConfig(t *testing.T, c Config, log *slog.Logger) *running {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ready := make(chan struct{})
 	r := &running{socket: filepath.Join(t.TempDir(), "s"), ended: make(chan error, 1)}
-	go func() {
-		r.ended <- Run(ctx, Config{Endpoint: endpoint, Ready: func() error { close(ready); return nil }}, r.socket, log)
-	}()
+	c.Ready = func() error { close(ready); return nil }
+	go func() { r.ended <- Run(ctx, c, r.socket, log) }()
 	r.stop = sync.OnceFunc(func() {
 		cancel()
 		select {
@@ -103,6 +107,7 @@ func TestDatabases(t *testing.T) {
 				{"EveryChangeOnce", everyChangeOnce},
 				{"ServersAgree", serversAgree},
 				{"Messages", messages},
+				{"TLS", verified},
 				{"Outage", outage},
 			} {
 				t.Run(x.name, func(t *testing.T) {

@@ -44,6 +44,7 @@ var products = []product{
 		argv: []string{
 			"/usr/lib/postgresql/17/bin/postgres", "-D", "/home/data", "-p", "%d", "-k", "/home", "-c", "listen_addresses=127.0.0.1",
 			"-c", "dynamic_shared_memory_type=mmap", "-c", "fsync=off",
+			"-c", "ssl=on", "-c", "ssl_cert_file=/home/cert.pem", "-c", "ssl_key_file=/home/key.pem",
 		},
 		endpoint: "postgres://" + user + ":%s@%s/shop",
 	},
@@ -54,6 +55,7 @@ var products = []product{
 		argv: []string{
 			"/usr/sbin/mariadbd", "--no-defaults", "--datadir=/home/data", "--basedir=/usr", "--lc-messages-dir=/usr/share/mariadb", "--port=%d",
 			"--bind-address=127.0.0.1", "--socket=/home/sock", "--pid-file=/home/pid", "--init-file=/home/init.sql", "--innodb-flush-log-at-trx-commit=2",
+			"--ssl-cert=/home/cert.pem", "--ssl-key=/home/key.pem",
 		},
 		endpoint: "mysql://" + user + ":%s@tcp(%s)/shop",
 	},
@@ -105,6 +107,7 @@ func (p product) serve(t *testing.T) *database {
 	if err := os.Mkdir(filepath.Join(d.dir, "data"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	d.certify(t)
 	p.prepare(t, d)
 	d.start(t)
 	return d

@@ -45,10 +45,10 @@ func (bridge) Levels() []logrus.Level { return logrus.AllLevels }
 
 // known are messages of kine's that tell the log nothing new. To kine each
 // request that fails is an error, of which it prints all values; so is a
-// comparison that was lost to another writer, and each look for changes, once a
-// second, while the database is away. The client is told, and outages tells when
+// comparison that was lost to another writer, and each look for changes or expired lease,
+// while the database is away. The client is told, and outages tells when
 // the database is lost and back.
-var known = []string{"error in ", "error while ", "Insert error ", "Retriable insert error ", "Failed to list latest changes"}
+var known = []string{"error in ", "error while ", "Insert error ", "Retriable insert error ", "Failed to list latest changes", "TTL delete trigger failed"}
 
 // Fire passes a message on. What kine tells at Info is of use to who debugs it.
 func (b bridge) Fire(e *logrus.Entry) error {

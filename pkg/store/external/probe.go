@@ -2,6 +2,7 @@ package external
 
 import (
 	"context"
+	"crypto/tls"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -148,6 +149,7 @@ func (e *endpoint) explain(ctx context.Context, err error) error {
 	var my *mysql.MySQLError
 	var dial *net.OpError
 	var name *net.DNSError
+	var untrusted *tls.CertificateVerificationError
 	answer := func(format string, args ...any) error {
 		return fmt.Errorf("%s: "+format, append([]any{e}, args...)...)
 	}
@@ -160,6 +162,8 @@ func (e *endpoint) explain(ctx context.Context, err error) error {
 		return answer("user %q has no right to database %q: %s", e.user, e.database, e.short(err))
 	case errors.As(err, &pg), errors.As(err, &my):
 		return answer("%s", e.short(err))
+	case errors.As(err, &untrusted):
+		return answer("the server's certificate is not trusted: %v; check ca_file, and that the endpoint names the host as the certificate does", untrusted.Err)
 	case errors.As(err, &name):
 		return answer("the name %s cannot be resolved; check the endpoint and this machine's name servers", name.Name)
 	case errors.As(err, &dial) && dial.Op == "dial" && !dial.Timeout():
