@@ -22,18 +22,32 @@ const (
 	// answerLimit is how long a peer may owe an answer before the connection
 	// is taken for dead.
 	answerLimit = 2 * time.Second
-	// viewSize is an answer's: a raft term and the ID of the leader.
-	viewSize = 16
+	// viewSize is an answer's: a raft term, the ID of the leader and a flag.
+	viewSize = 17
 )
 
 // errDeposed says that a voter knows a newer term.
 var errDeposed = errors.New("another member leads")
 
 // view is what a member says of the cluster: the newest raft term that it has
-// stored and the leader that it knows, 0 for none.
+// stored, the leader that it knows, 0 for none, and whether its disk is full.
 type view struct {
 	term   uint64
 	leader uint64
+	full   bool
+}
+
+func (v view) append(to []byte) []byte {
+	to = binary.BigEndian.AppendUint64(to, v.term)
+	to = binary.BigEndian.AppendUint64(to, v.leader)
+	if v.full {
+		return append(to, 1)
+	}
+	return append(to, 0)
+}
+
+func parseView(b [viewSize]byte) view {
+	return view{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:16]), b[16] != 0}
 }
 
 // answerViews serves a peer's questions: for every byte that it sends it gets
@@ -54,8 +68,7 @@ func answerViews(conn net.Conn, look func() (view, error)) error {
 		}
 		answer := make([]byte, 0, questions*viewSize)
 		for range questions {
-			answer = binary.BigEndian.AppendUint64(answer, v.term)
-			answer = binary.BigEndian.AppendUint64(answer, v.leader)
+			answer = v.append(answer)
 		}
 		if _, err := conn.Write(answer); err != nil {
 			return err
@@ -164,7 +177,7 @@ func (a *asker) receive(conn net.Conn) {
 		first := a.waiting[0]
 		a.waiting = a.waiting[1:]
 		a.mu.Unlock()
-		first.answer <- view{binary.BigEndian.Uint64(buf[:8]), binary.BigEndian.Uint64(buf[8:])}
+		first.answer <- parseView(buf)
 	}
 }
 

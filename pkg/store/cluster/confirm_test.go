@@ -127,7 +127,7 @@ func TestAsk(t *testing.T) {
 		dials.Add(1)
 		near, far := connected(t)
 		go func() {
-			_ = answerViews(far, func() (view, error) { return view{clock.Load(), 3}, nil })
+			_ = answerViews(far, func() (view, error) { return view{term: clock.Load(), leader: 3}, nil })
 			_ = far.Close()
 		}()
 		return near, nil
@@ -176,7 +176,7 @@ func TestAskStoppedPeer(t *testing.T) {
 					}
 				}
 			}
-			_ = answerViews(far, func() (view, error) { return view{7, 1}, nil })
+			_ = answerViews(far, func() (view, error) { return view{term: 7, leader: 1}, nil })
 		}()
 		return near, nil
 	}}

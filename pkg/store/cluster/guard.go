@@ -63,6 +63,10 @@ func (n *Node) guard(ctx context.Context) error {
 			since = time.Now()
 			continue
 		}
+		if n.full() {
+			since = time.Now() // It goes on by itself when there is space, and would not start before.
+			continue
+		}
 		if time.Since(since) > max(deadAfter, 4*n.disk.Election) {
 			return errDead
 		}

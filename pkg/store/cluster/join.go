@@ -50,7 +50,7 @@ func (n *Node) join(ctx context.Context) error {
 // tryJoin asks each address once. Members pass the request on to their leader.
 func (n *Node) tryJoin(ctx context.Context) error {
 	own := n.entries()[n.member.ID()]
-	req := admin.Join{ID: admin.ID(own.ID), Name: own.Name, Addresses: own.Addresses, Witness: own.Witness, Zone: own.Zone}
+	req := admin.Join{ID: admin.ID(own.ID), Name: own.Name, Addresses: own.Addresses, Witness: own.Witness, Zone: own.Zone, Replaces: admin.ID(n.replaces)}
 	var problems []error
 	for _, address := range n.config.Join {
 		var entries []peer.Entry

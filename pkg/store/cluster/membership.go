@@ -58,7 +58,7 @@ func (n *Node) manage(ctx context.Context, s *service) {
 		if err != nil || len(members) < 2 || time.Now().Before(restUntil) {
 			continue
 		}
-		if n.yield(ctx, s, members) {
+		if n.yield(ctx, members) {
 			continue
 		}
 		step, ok := nextChange(members, n.config.Voters)
@@ -72,17 +72,18 @@ func (n *Node) manage(ctx context.Context, s *service) {
 	}
 }
 
-// yield gives leadership from a witness to a server: a witness need not be
-// able to do more than to vote.
-func (n *Node) yield(ctx context.Context, s *service, members []candidate) bool {
-	if !n.config.Witness {
+// yield gives leadership to a server from a witness, which need not be able to
+// do more than to vote, and from a member whose disk is full: it would have to
+// refuse what others can store.
+func (n *Node) yield(ctx context.Context, members []candidate) bool {
+	if !n.config.Witness && !n.full() {
 		return false
 	}
 	to, ok := successor(members)
 	if !ok {
 		return false
 	}
-	n.log.Info("store: a witness gives leadership to a server", "member", member.Name(to))
+	n.log.Info("store: leadership is given away", "to", member.Name(to), "witness", n.config.Witness, "full", n.full())
 	ctx, cancel := context.WithTimeout(ctx, transferLimit)
 	defer cancel()
 	if err := n.member.Transfer(ctx, to); err != nil && ctx.Err() == nil {
@@ -108,6 +109,9 @@ func (n *Node) candidates(ctx context.Context, began time.Time) ([]candidate, er
 		if seen.Before(began) {
 			seen = began
 		}
+		n.mu.Lock()
+		c.full = n.filled[info.ID]
+		n.mu.Unlock()
 		if c.online = c.leader || n.online(info.ID); !c.online {
 			c.away = time.Since(seen)
 		}
@@ -127,9 +131,9 @@ func (n *Node) seeAll(ctx context.Context, infos []member.Info) {
 			continue
 		}
 		wg.Go(func() {
-			if _, err := n.ask(ctx, info.ID); err == nil {
+			if v, err := n.ask(ctx, info.ID); err == nil {
 				n.mu.Lock()
-				n.seen[info.ID] = time.Now()
+				n.seen[info.ID], n.filled[info.ID] = time.Now(), v.full
 				n.mu.Unlock()
 			}
 		})
@@ -230,7 +234,7 @@ func (n *Node) admit(ctx context.Context, s *service, req admin.Join) (int, erro
 		return http.StatusServiceUnavailable, err
 	}
 	known := slices.ContainsFunc(infos, func(i member.Info) bool { return i.ID == uint64(req.ID) })
-	replaced, err := n.replaced(infos, req)
+	replaced, err := n.replaced(ctx, infos, req)
 	if err != nil {
 		return http.StatusConflict, err
 	}
@@ -253,16 +257,19 @@ func (n *Node) admit(ctx context.Context, s *service, req admin.Join) (int, erro
 }
 
 // replaced lists the members that the new one takes the place of: the one it
-// names, and one of the same name. It fails when such a member is online, for
+// names, and one of the same name. It fails when such a member answers, for
 // then two machines have one name.
-func (n *Node) replaced(infos []member.Info, req admin.Join) ([]uint64, error) {
+func (n *Node) replaced(ctx context.Context, infos []member.Info, req admin.Join) ([]uint64, error) {
 	entries := n.entries()
 	var ids []uint64
 	for _, info := range infos {
 		if info.ID == uint64(req.ID) || info.ID != uint64(req.Replaces) && entries[info.ID].Name != req.Name {
 			continue
 		}
-		if info.ID == n.member.ID() || n.online(info.ID) {
+		asking, cancel := context.WithTimeout(ctx, roundLimit)
+		_, err := n.ask(asking, info.ID)
+		cancel()
+		if info.ID == n.member.ID() || err == nil {
 			return nil, fmt.Errorf("a member named %s is in the cluster and online (%s, %v): give the new machine another name",
 				req.Name, info.Address, entries[info.ID].Addresses)
 		}
@@ -280,6 +287,7 @@ func (n *Node) remove(ctx context.Context, s *service, id uint64) error {
 	n.network.Book().Remove(id)
 	n.mu.Lock()
 	delete(n.seen, id)
+	delete(n.filled, id)
 	n.mu.Unlock()
 	return nil
 }

@@ -9,12 +9,15 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cairn-os/cairn/pkg/store"
 	"github.com/cairn-os/cairn/pkg/store/admin"
+	"github.com/cairn-os/cairn/pkg/store/damage"
 	"github.com/cairn-os/cairn/pkg/store/member"
 	"github.com/cairn-os/cairn/pkg/store/peer"
+	"github.com/cairn-os/cairn/pkg/store/space"
 )
 
 // Protocols between members (see peer.Network.Handle).
@@ -84,10 +87,14 @@ type Node struct {
 	mu        sync.Mutex
 	current   *route
 	seen      map[uint64]time.Time
+	filled    map[uint64]bool      // whose disk is full
 	strangers map[uint64]time.Time // in the address book and no members, since when
 	askers    map[uint64]*asker
 	joining   error // why a join has not succeeded yet
-	removed   bool
+
+	replaces uint64 // the member that this one was before its data were set aside
+	space    *space.Monitor
+	pressure atomic.Int32 // a store.Pressure: of the disk
 }
 
 // Run serves until ctx ends. It returns an error when the node cannot serve
@@ -95,7 +102,7 @@ type Node struct {
 func Run(ctx context.Context, c Config) (err error) {
 	n := &Node{
 		config: c, log: c.Logger, peers: newInbox("peers"), poked: make(chan struct{}, 1), news: make(chan struct{}, 1),
-		current: &route{changed: make(chan struct{})}, seen: map[uint64]time.Time{}, strangers: map[uint64]time.Time{}, askers: map[uint64]*asker{},
+		current: &route{changed: make(chan struct{})}, seen: map[uint64]time.Time{}, filled: map[uint64]bool{}, strangers: map[uint64]time.Time{}, askers: map[uint64]*asker{},
 	}
 	local, err := n.listen(ctx)
 	if err != nil {
@@ -106,7 +113,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	run, stop := context.WithCancel(ctx)
 	defer stop()
-	failed := make(chan error, 5)
+	failed := make(chan error, 7)
 	task := func(what string, f func() error) {
 		n.tasks.Go(func() {
 			if err := f(); err != nil {
@@ -123,6 +130,8 @@ func Run(ctx context.Context, c Config) (err error) {
 		task("admin API", func() error { return n.serveHTTP(run, l, n.handler(true)) })
 	}
 	task("member", func() error { return n.guard(run) })
+	task("space", func() error { return n.followSpace(run) })
+	task("mark", func() error { return n.mark(run) })
 	if n.network != nil {
 		task("peers", func() error { return n.serveHTTP(run, n.peers, n.handler(false)) })
 		task("join", func() error { return n.join(run) })
@@ -154,8 +163,14 @@ func (n *Node) listen(ctx context.Context) (net.Listener, error) {
 
 // start runs the member and connects it.
 func (n *Node) start(ctx context.Context) error {
+	if err := n.watchSpace(); err != nil {
+		return err
+	}
+	if err := n.prepare(); err != nil {
+		return err
+	}
 	sync, err := probeSync(n.config.Dir)
-	if err != nil {
+	if err != nil && !damage.IsFull(err) {
 		return err
 	}
 	latency := latencyFor(sync)
@@ -182,7 +197,7 @@ func (n *Node) start(ctx context.Context) error {
 	// The network outlives ctx: leadership is handed over by it.
 	network, err := peer.Listen(context.WithoutCancel(ctx), peer.Config{
 		ID: n.member.ID(), Listen: n.config.Network.Listen, Credentials: n.config.Network.Credentials,
-		BookFile: filepath.Join(n.config.Dir, "addresses.json"), Logger: n.log,
+		BookFile: filepath.Join(n.config.Dir, bookFile), Logger: n.log,
 	})
 	if err != nil {
 		return errors.Join(err, n.member.Close())
@@ -190,6 +205,7 @@ func (n *Node) start(ctx context.Context) error {
 	n.mu.Lock()
 	n.network = network
 	n.mu.Unlock()
+	network.Book().Remove(n.replaces) // Its addresses are this member's.
 	if err := n.announce(); err != nil {
 		return errors.Join(err, network.Close(), n.member.Close())
 	}
@@ -224,6 +240,9 @@ func (n *Node) close() error {
 		_ = n.peers.Close()
 	}
 	errs = append(errs, n.member.Close())
+	if err := damage.UpdateMark(memberDir(n.config.Dir)); err != nil {
+		n.log.Warn("store: note how far the log has come", "error", err)
+	}
 	if n.network != nil {
 		errs = append(errs, n.network.Close())
 	}
@@ -375,7 +394,7 @@ func (n *Node) view() (view, error) {
 		}
 	}
 	term, err := n.member.Term()
-	return view{term, leader}, err
+	return view{term, leader, n.full()}, err
 }
 
 // ask asks a member for its view.

@@ -25,6 +25,7 @@ type candidate struct {
 	witness bool
 	zone    string
 	online  bool
+	full    bool          // its disk is
 	away    time.Duration // since it last answered; 0 while online
 }
 
@@ -172,11 +173,11 @@ func betterSpread(members, voters []candidate) (change, bool) {
 	return change{}, false
 }
 
-// successor chooses who should lead instead of a leader that leaves or is a
-// witness: a server that votes and is online.
+// successor chooses who should lead instead of a leader that leaves, is a
+// witness or has no space: a server that votes, is online and has space.
 func successor(members []candidate) (uint64, bool) {
 	for _, m := range members {
-		if m.role == member.Voter && m.online && !m.leader && !m.witness {
+		if m.role == member.Voter && m.online && !m.full && !m.leader && !m.witness {
 			return m.id, true
 		}
 	}

@@ -123,6 +123,10 @@ func formatBook(entries []Entry) ([]byte, error) {
 	return append(data, '\n'), err
 }
 
+// ReadBook reads an address book that no Network uses at the moment. The error
+// wraps fs.ErrNotExist if there is none.
+func ReadBook(path string) ([]Entry, error) { return readBook(path) }
+
 func readBook(path string) ([]Entry, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -1,0 +1,176 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/cairn-os/cairn/pkg/store"
+	"github.com/cairn-os/cairn/pkg/store/damage"
+	"github.com/cairn-os/cairn/pkg/store/member"
+	"github.com/cairn-os/cairn/pkg/store/peer"
+	"github.com/cairn-os/cairn/pkg/store/snapshot"
+	"github.com/cairn-os/cairn/pkg/store/space"
+)
+
+// What the store keeps in its directory, beside the member's own.
+const (
+	bookFile    = "addresses.json"
+	damagedDir  = "damaged"
+	reserveFile = "reserve"
+)
+
+// markInterval is how often it is noted how far the log has come.
+const markInterval = 10 * time.Minute
+
+// prepare makes the member's directory ready before dqlite reads it: it looks
+// for damage, mends what a power cut leaves, and sets aside what must not be
+// used if other members have the data.
+func (n *Node) prepare() error {
+	dir := memberDir(n.config.Dir)
+	report, err := damage.Inspect(dir)
+	if err != nil {
+		return err
+	}
+	for _, f := range report.Findings {
+		n.log.Info("store: found in the member's directory", "severity", f.Severity, "file", f.File, "finding", f.Text)
+	}
+	if report.Damaged() {
+		if err := n.setAside(report); err != nil {
+			return err
+		}
+	} else if err := damage.Repair(report); err != nil {
+		return err
+	}
+	return n.rejoin(dir)
+}
+
+// setAside moves a damaged directory away when others have the data, and says
+// what to do when nobody has.
+func (n *Node) setAside(report damage.Report) error {
+	others, err := n.others()
+	if err != nil {
+		return err
+	}
+	sole, err := soleVoter(n.config)
+	if err != nil {
+		return err
+	}
+	if n.config.Network == nil || sole || len(others) == 0 {
+		err := damage.Refusal(report, n.newestSnapshot())
+		if len(others) > 0 {
+			return fmt.Errorf("%w. A standby has a copy, perhaps without the last writes: `cairnctl store recover` on %s makes a cluster of it", err, others[0].Name)
+		}
+		return err
+	}
+	if id, err := member.ReadIdentity(report.Dir); err == nil {
+		n.replaces = id.ID
+	}
+	path, err := damage.SetAside(report, filepath.Join(n.config.Dir, damagedDir))
+	if path == "" {
+		return err
+	}
+	n.log.Error("store: this member's data are damaged; they were set aside and the data come anew from the other members",
+		"reason", report.Reason(), "path", path, "error", err)
+	return nil
+}
+
+// rejoin makes a member without data join those that it knew: an address book
+// that lists others tells of a cluster, and a new one must not be founded
+// beside it.
+func (n *Node) rejoin(dir string) error {
+	if _, err := member.ReadIdentity(dir); !errors.Is(err, fs.ErrNotExist) || len(n.config.Join) > 0 || n.config.Network == nil {
+		return nil
+	}
+	others, err := n.others()
+	if err != nil {
+		return err
+	}
+	for _, e := range others {
+		n.config.Join = append(n.config.Join, e.Addresses...)
+	}
+	return nil
+}
+
+// others are the members in the address book beside this one.
+func (n *Node) others() ([]peer.Entry, error) {
+	entries, err := peer.ReadBook(filepath.Join(n.config.Dir, bookFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		n.log.Warn("store: the address book is damaged", "error", err)
+		return nil, nil
+	}
+	var others []peer.Entry
+	for _, e := range entries {
+		if e.Name != n.config.Name {
+			others = append(others, e)
+		}
+	}
+	return others, nil
+}
+
+// newestSnapshot is the path of the newest snapshot that verifies, or "".
+func (n *Node) newestSnapshot() string {
+	info, damaged := snapshot.Newest(snapshotsDir(n.config.Dir))
+	for _, err := range damaged {
+		n.log.Warn("store: a snapshot is damaged", "error", err)
+	}
+	if info == nil {
+		return ""
+	}
+	return info.Path
+}
+
+// watchSpace reserves space and looks how much there is before the member
+// starts: dqlite does not start on a full disk.
+func (n *Node) watchSpace() error {
+	reserve, err := space.NewReserve(filepath.Join(n.config.Dir, reserveFile), 0)
+	if err != nil {
+		n.log.Warn("store: no space is reserved", "error", err)
+	}
+	if n.space, err = space.NewMonitor(n.config.Dir, reserve, space.Thresholds{}, n.log); err != nil {
+		return err
+	}
+	state, _, err := n.space.Look()
+	n.pressure.Store(int32(pressures[state]))
+	return err
+}
+
+// pressures says what the store does in each state of the disk.
+var pressures = map[space.State]store.Pressure{space.OK: store.Relaxed, space.Low: store.Shed, space.Full: store.Full}
+
+// full says that the disk is.
+func (n *Node) full() bool { return store.Pressure(n.pressure.Load()) == store.Full }
+
+// followSpace tells the Backend how short space is, until ctx ends.
+func (n *Node) followSpace(ctx context.Context) error {
+	n.space.Run(ctx, func(state space.State, _ space.Usage) {
+		n.pressure.Store(int32(pressures[state]))
+		if s := n.route().service; s != nil {
+			s.backend.SetPressure(pressures[state])
+		}
+	})
+	return nil
+}
+
+// mark notes now and then, and at the end, how far the log has come.
+func (n *Node) mark(ctx context.Context) error {
+	ticker := time.NewTicker(markInterval)
+	defer ticker.Stop()
+	for {
+		if err := damage.UpdateMark(memberDir(n.config.Dir)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			n.log.Warn("store: note how far the log has come", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
