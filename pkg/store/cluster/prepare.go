@@ -31,6 +31,9 @@ const markInterval = 10 * time.Minute
 // for damage, mends what a power cut leaves, and sets aside what must not be
 // used if other members have the data.
 func (n *Node) prepare() error {
+	if _, err := FinishReplacing(n.config.Dir); err != nil {
+		return err
+	}
 	dir := memberDir(n.config.Dir)
 	report, err := damage.Inspect(dir)
 	if err != nil {
