@@ -75,7 +75,7 @@ func scratch(t *testing.T) string {
 	t.Helper()
 	const shm, room = "/dev/shm", 1 << 30
 	var st syscall.Statfs_t
-	if err := syscall.Statfs(shm, &st); err != nil || int64(st.Bavail)*st.Bsize < room {
+	if err := syscall.Statfs(shm, &st); err != nil || int64(st.Bavail)*int64(st.Bsize) < room {
 		return t.TempDir()
 	}
 	dir, err := os.MkdirTemp(shm, "cairn-powerloss-")
