@@ -53,7 +53,7 @@ func runs(t *testing.T, target Target, count int, brief, full uint64) {
 			defer cancel()
 			r, err := Run(ctx, Options{
 				Target: target, Seed: seed, Nodes: count, Length: length,
-				Dir: t.TempDir(), Output: filepath.Join(output, name),
+				Dir: t.TempDir(), Output: filepath.Join(output, name), Keep: os.Getenv("CAIRN_CHAOS_KEEP") != "",
 			})
 			t.Logf("%s\n%s", r, strings.Join(r.Events, "\n"))
 			for _, p := range r.Problems {
