@@ -15,9 +15,15 @@ import (
 
 const (
 	// maxBatch bounds how many writes share a transaction, maxBatchBytes
-	// their values: a transaction is one entry of the raft log.
+	// and the ledger their values: a transaction is one entry of raft's log.
 	maxBatch      = 64
 	maxBatchBytes = 1 << 20
+	// statementCost is what a statement of compaction writes at a guess: it
+	// changes dozens of pages.
+	statementCost = 32 << 10
+	// gatherMost bounds how long the writers of a transaction are waited for
+	// to share the next.
+	gatherMost = 2 * time.Millisecond
 	// writeTimeout is how long one round trip may take before the connection
 	// is given up: an SD card can stall for seconds.
 	writeTimeout = 30 * time.Second
@@ -108,10 +114,17 @@ type writer struct {
 	// stale says that the database may hold rows that the index lacks: those
 	// of a transaction whose outcome is unknown.
 	stale atomic.Bool
+
+	ledger ledger
+
+	// How many writes the last transaction answered, and when.
+	answers  int
+	answered time.Time
+	patience time.Duration // how long to wait for them, from then on
 }
 
 func newWriter(connector driver.Connector, log *slog.Logger, x *index, accepted func([]committed)) *writer {
-	return &writer{connector: connector, log: log, index: x, queue: make(chan *write, maxBatch), accepted: accepted}
+	return &writer{connector: connector, log: log, index: x, queue: make(chan *write, maxBatch), accepted: accepted, ledger: maxSaved}
 }
 
 // do hands req to the writer and waits for the outcome. When ctx ends first,
@@ -159,6 +172,19 @@ func (w *writer) run(ctx context.Context) {
 		var batch []*write
 		batch, held = w.gather(first)
 		w.apply(ctx, batch)
+		w.settle(ctx)
+	}
+}
+
+// settle adds entries to raft's log that hold nothing, until it is time for a
+// snapshot, when a few that were large hold too much.
+func (w *writer) settle(ctx context.Context) {
+	for w.ledger.overdrawn() && ctx.Err() == nil {
+		if _, err := w.exec(ctx, newStatement(sqlTouch)); err != nil {
+			w.log.Debug("store: shorten the log", "error", err)
+			return // After the next write.
+		}
+		w.ledger.spend(0)
 	}
 }
 
@@ -172,7 +198,7 @@ func (w *writer) gather(first *write) (batch []*write, next *write) {
 			req.done <- outcome{err: err}
 			return true
 		}
-		if len(batch) > 0 && (req.operation == 0 || size+req.size() > maxBatchBytes) {
+		if len(batch) > 0 && (req.operation == 0 || size+req.size() > w.ledger.allowance()) {
 			next = req
 			return false
 		}
@@ -184,16 +210,36 @@ func (w *writer) gather(first *write) (batch []*write, next *write) {
 		return batch, next
 	}
 	for len(batch) < maxBatch {
-		select {
-		case req := <-w.queue:
-			if !add(req) {
-				return batch, next
-			}
-		default:
-			return batch, next
+		req := w.another(len(batch))
+		if req == nil || !add(req) {
+			break
 		}
 	}
 	return batch, next
+}
+
+// another returns the next write for a batch of n, nil for none. Writers who
+// were answered together a moment ago tend to come again together: for as many
+// as those were it waits a little, or they would take turns in halves. A lone
+// writer never waits.
+func (w *writer) another(n int) *write {
+	select {
+	case req := <-w.queue:
+		return req
+	default:
+	}
+	left := w.patience - time.Since(w.answered)
+	if n >= w.answers || left <= 0 {
+		return nil
+	}
+	timer := time.NewTimer(left)
+	defer timer.Stop()
+	select {
+	case req := <-w.queue:
+		return req
+	case <-timer.C:
+		return nil
+	}
 }
 
 // apply commits a batch, together if that works and one by one if not.
@@ -236,14 +282,17 @@ func (w *writer) commit(ctx context.Context, batch []*write) error {
 		}
 		rows, outs := plan(w.index, batch)
 		if len(rows) > 0 {
+			began := time.Now()
 			if err := w.insert(ctx, rows); err != nil {
 				return err
 			}
+			w.patience = min(time.Since(began)/2, gatherMost)
 			w.accept(rows)
 		}
 		for i, req := range batch {
 			req.done <- outs[i]
 		}
+		w.answers, w.answered = len(batch), time.Now()
 		return nil
 	})
 }
@@ -321,9 +370,12 @@ func (w *writer) insert(ctx context.Context, rows []committed) error {
 		n *= 2
 	}
 	args := make([]any, 0, n*rowParameters)
+	size := 0
 	for _, r := range rows {
+		size += len(r.name) + len(r.value)
 		args = append(args, r.id, []byte(r.name), r.prev, r.created, r.version, r.lease, r.deleted, r.value)
 	}
+	defer w.ledger.spend(size)
 	for range (n - len(rows)) * rowParameters {
 		args = append(args, nil)
 	}
@@ -396,6 +448,7 @@ func (w *writer) transaction(ctx context.Context, statements []statement) error 
 	if len(statements) == 0 {
 		return w.sync(ctx)
 	}
+	defer w.ledger.spend(len(statements) * statementCost)
 	if len(statements) == 1 {
 		_, err := w.exec(ctx, statements[0])
 		return err

@@ -84,9 +84,10 @@ type SnapshotParams struct {
 	Trailing uint
 }
 
-// defaultSnapshot bounds memory and disk: entries are whole pages, and the
-// library's 1024 and 8192 keep hundreds of megabytes of them.
-var defaultSnapshot = SnapshotParams{Threshold: 128, Trailing: 256}
+// defaultSnapshot is store.SnapshotEntries: the Backend keeps entries as small
+// as memory for twice that number allows. A snapshot writes the whole database,
+// so fewer entries would write it too often.
+var defaultSnapshot = SnapshotParams{Threshold: 2048, Trailing: 2048}
 
 // defaultLatency yields heartbeats each 150 ms and elections after 1.5 s.
 const defaultLatency = 100 * time.Millisecond
@@ -112,7 +113,7 @@ type Options struct {
 	// derives the heartbeat (1.5 times) and the election timeout (15
 	// to 30 times). 0: 100 ms. dqlite counts in whole milliseconds.
 	Latency time.Duration
-	// Snapshot zero means the default, 128 and 256.
+	// Snapshot zero means the default, 2048 and 2048.
 	Snapshot SnapshotParams
 	// FailureDomain is told to other programs that ask dqlite for it.
 	FailureDomain uint64
