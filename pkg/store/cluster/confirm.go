@@ -204,10 +204,13 @@ func (a *asker) drop() {
 // dissertation (section 6.4), with the terms that members have stored in the
 // place of a heartbeat's answers. A voter stores a newer term before it votes
 // in it. So when a majority answers with this leader's term, no newer leader
-// had been elected when they were asked.
+// had been elected when they were asked. Its own term counts like the others':
+// it may have voted for a newer leader that the one that answers has not heard
+// of.
 type confirmer struct {
 	self uint64
 	term uint64
+	own  func() (uint64, error) // the term that this member has stored
 	ask  func(ctx context.Context, id uint64) (view, error)
 	lost func() // called when a voter knows a newer term
 
@@ -305,6 +308,12 @@ func (c *confirmer) run() {
 func (c *confirmer) question(configurations [][]uint64) error {
 	ctx, cancel := context.WithTimeout(context.Background(), roundLimit)
 	defer cancel()
+	if own, err := c.own(); err != nil {
+		return err
+	} else if own != c.term {
+		c.lost()
+		return errDeposed
+	}
 	type reply struct {
 		id   uint64
 		view view

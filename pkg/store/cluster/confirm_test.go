@@ -33,7 +33,7 @@ func TestConfirm(t *testing.T) {
 	for _, x := range []struct {
 		name   string
 		voters [][]uint64
-		terms  map[uint64]uint64
+		terms  map[uint64]uint64 // 1 is the leader itself, 7 if not given
 		want   error
 		lost   bool
 	}{
@@ -48,13 +48,15 @@ func TestConfirm(t *testing.T) {
 		{"while voters change: both majorities", [][]uint64{{1}, {1, 2}}, map[uint64]uint64{2: 7}, nil, false},
 		{"while voters change: the new one is missing", [][]uint64{{1}, {1, 2}}, nil, rpctypes.ErrGRPCTimeoutDueToConnectionLost, false},
 		{"while voters change: the old one is missing", [][]uint64{{1, 2}, {1}}, nil, rpctypes.ErrGRPCTimeoutDueToConnectionLost, false},
+		{"voted for another, whom the one that answers has not heard of", [][]uint64{{1, 2, 3}}, map[uint64]uint64{1: 8, 2: 7}, rpctypes.ErrGRPCLeaderChanged, true},
 		{"no voters at all", nil, nil, rpctypes.ErrGRPCTimeoutDueToConnectionLost, false},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			t.Parallel()
 			v := &voters{terms: x.terms}
 			var lost atomic.Bool
-			c := &confirmer{self: 1, term: 7, ask: v.ask, lost: func() { lost.Store(true) }}
+			own := func() (uint64, error) { return max(7, x.terms[1]), nil }
+			c := &confirmer{self: 1, term: 7, own: own, ask: v.ask, lost: func() { lost.Store(true) }}
 			c.setVoters(x.voters...)
 			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 			defer cancel()
@@ -73,7 +75,7 @@ func TestConfirm(t *testing.T) {
 func TestConfirmNeverJoinsARunningRound(t *testing.T) {
 	began, finish := make(chan struct{}), make(chan struct{})
 	var rounds atomic.Int64
-	c := &confirmer{self: 1, term: 7, lost: func() {}, ask: func(context.Context, uint64) (view, error) {
+	c := &confirmer{self: 1, term: 7, lost: func() {}, own: func() (uint64, error) { return 7, nil }, ask: func(context.Context, uint64) (view, error) {
 		if rounds.Add(1) == 1 {
 			close(began)
 			<-finish

@@ -116,7 +116,7 @@ func (n *Node) openService(ctx context.Context) (_ *service, err error) {
 	if s.term, err = n.member.Term(); err != nil {
 		return nil, err
 	}
-	s.confirmer = &confirmer{self: n.member.ID(), term: s.term, ask: n.ask, lost: s.lost}
+	s.confirmer = &confirmer{self: n.member.ID(), term: s.term, own: n.member.Term, ask: n.ask, lost: s.lost}
 	if err := n.loadVoters(ctx, s.confirmer); err != nil {
 		return nil, err
 	}
