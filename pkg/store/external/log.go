@@ -6,42 +6,38 @@ import (
 	"log/slog"
 	"runtime"
 	"strings"
+	"sync/atomic"
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/sirupsen/logrus"
 )
 
-// bridge leads kine's logger to ours. kine logs by logrus' global logger, so
-// there is one store in a process.
+// bridge leads kine's logger to ours. kine logs by logrus' global logger, which
+// is set up for good: a database's last messages come after its end.
 type bridge struct {
 	log    *slog.Logger
 	redact func(string) string
+	ended  atomic.Bool
 }
 
-// attach makes l kine's logger until detach. A fatal message, which kine writes
-// when a transaction of a compaction cannot be ended, ends the goroutine that
-// writes it instead of the process; whoever calls what may write one uses
-// isolate.
+// attach leads what kine logs to log until detach, and what it logs when nobody
+// is attached nowhere. A fatal message, which kine writes when a transaction of
+// a compaction cannot be ended, ends the goroutine that writes it instead of the
+// process; whoever calls what may write one uses isolate.
 func attach(log *slog.Logger, redact func(string) string) (detach func()) {
+	b := &bridge{log: log, redact: redact}
 	l := logrus.StandardLogger()
-	out, level, exit := l.Out, l.GetLevel(), l.ExitFunc
-	hooks := l.ReplaceHooks(logrus.LevelHooks{})
 	l.SetOutput(io.Discard)
 	l.SetLevel(logrus.InfoLevel)
 	l.ExitFunc = func(int) { runtime.Goexit() }
-	l.AddHook(bridge{log, redact})
+	l.AddHook(b)
 	// The MySQL driver would print each broken connection to standard error.
 	_ = mysql.SetLogger(&mysql.NopLogger{}) // fails for nil only
-	return func() {
-		l.SetOutput(out)
-		l.SetLevel(level)
-		l.ExitFunc = exit
-		l.ReplaceHooks(hooks)
-	}
+	return func() { b.ended.Store(true) }
 }
 
 // Levels is part of logrus.Hook.
-func (bridge) Levels() []logrus.Level { return logrus.AllLevels }
+func (*bridge) Levels() []logrus.Level { return logrus.AllLevels }
 
 // known are messages of kine's that tell the log nothing new. To kine each
 // request that fails is an error, of which it prints all values; so is a
@@ -51,7 +47,10 @@ func (bridge) Levels() []logrus.Level { return logrus.AllLevels }
 var known = []string{"error in ", "error while ", "Insert error ", "Retriable insert error ", "Failed to list latest changes", "TTL delete trigger failed"}
 
 // Fire passes a message on. What kine tells at Info is of use to who debugs it.
-func (b bridge) Fire(e *logrus.Entry) error {
+func (b *bridge) Fire(e *logrus.Entry) error {
+	if b.ended.Load() {
+		return nil
+	}
 	for _, prefix := range known {
 		if strings.HasPrefix(e.Message, prefix) {
 			return nil
