@@ -74,7 +74,13 @@ func SetAside(r Report, damagedDir string) (string, error) {
 	if n := len(sets); n > 0 {
 		number = sets[n-1].Number + 1
 	}
-	if err := os.MkdirAll(damagedDir, 0o700); err != nil {
+	err = os.MkdirAll(damagedDir, 0o700)
+	if err == nil {
+		// Its own name first: where directories are not in one journal, a power cut could keep what is moved
+		// into it, and lose it.
+		err = atomicfile.SyncDir(filepath.Dir(damagedDir))
+	}
+	if err != nil {
 		return "", wrap(err)
 	}
 	// Into the directory before it moves, so that both move at once. The disk may be full or
@@ -86,7 +92,7 @@ func SetAside(r Report, damagedDir string) (string, error) {
 		return "", wrap(err)
 	}
 	_, pruneErr := Prune(damagedDir, KeepSets)
-	err = errors.Join(reportErr, pruneErr, atomicfile.SyncDir(damagedDir), atomicfile.SyncDir(filepath.Dir(damagedDir)), atomicfile.SyncDir(filepath.Dir(r.Dir)))
+	err = errors.Join(reportErr, pruneErr, atomicfile.SyncDir(damagedDir), atomicfile.SyncDir(filepath.Dir(r.Dir)))
 	if err != nil {
 		return path, wrap(err)
 	}
