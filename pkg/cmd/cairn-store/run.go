@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
@@ -18,28 +19,42 @@ import (
 	"github.com/cairn-os/cairn/pkg/store/peer"
 )
 
-const usage = `usage: cairn-store [serve] [FLAGS]
+const usage = `usage: cairn-store [serve|restore|recover|verify] [FLAGS]
 
-  serve   serve Kubernetes' state as an etcd endpoint on a unix socket (default)
+  serve    serve Kubernetes' state as an etcd endpoint on a unix socket (default)
+  restore  make this server the only member of a new store with what is in a snapshot
+  recover  make this server the only member of a new store with its own data, when the
+           majority of the voters is lost for good
+  verify   read a snapshot, ours or an etcd's, and say what is in it
 
 Examples:
   cairn-store --dir /var/lib/cairn/store --socket /run/cairn/store.sock
   cairn-store --name b --listen :2380 --advertise 10.0.0.2:2380 --join 10.0.0.1:2380 \
       --ca ca.crt --cert store.crt --key store.key
+  cairn-store restore --from snapshot.db
+  cairn-store recover --dry-run
+  cairn-store verify snapshot.db
 
 Flags of serve:
 `
 
 // run does what the arguments say, until ctx ends.
-func run(ctx context.Context, args []string, stderr io.Writer) error {
+func run(ctx context.Context, args []string, t terminal) error {
 	command := "serve"
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
 		command, args = args[0], args[1:]
 	}
-	if command != "serve" {
-		return fmt.Errorf("unknown command %q; see cairn-store --help", command)
+	switch command {
+	case "serve":
+		return serve(ctx, args, t.err)
+	case "restore":
+		return restore(ctx, args, t)
+	case "recover":
+		return recoverStore(ctx, args, t)
+	case "verify":
+		return verify(args, t)
 	}
-	return serve(ctx, args, stderr)
+	return fmt.Errorf("unknown command %q; see cairn-store --help", command)
 }
 
 // serve runs a node of the store.
@@ -80,7 +95,7 @@ func parse(flags *flag.FlagSet, args []string) (c cluster.Config, debug bool, er
 	var join, advertise string
 	host, _ := os.Hostname() // The flag overrides it.
 	flags.String("config", "/run/cairn/config.yaml", "the node's configuration; no key of it concerns the store yet")
-	flags.StringVar(&c.Dir, "dir", "/var/lib/cairn/store", "data directory")
+	flags.StringVar(&c.Dir, "dir", defaultDir, "data directory")
 	flags.StringVar(&c.Socket, "socket", "/run/cairn/store.sock", "unix socket to serve on")
 	flags.StringVar(&c.AdminSocket, "admin-socket", "", "unix socket for the operator (on a node: "+admin.Socket+")")
 	flags.StringVar(&c.Name, "name", host, "name of this machine, unique in the cluster")
@@ -93,12 +108,17 @@ func parse(flags *flag.FlagSet, args []string) (c cluster.Config, debug bool, er
 	flags.BoolVar(&c.Witness, "witness", false, "vote, but leave leading to servers where possible")
 	flags.StringVar(&c.Zone, "zone", "", "failure domain: voters are spread over zones")
 	flags.IntVar(&c.Voters, "voters", 3, "how many members should vote: 3 or 5")
+	flags.DurationVar(&c.SnapshotInterval, "snapshot-interval", 6*time.Hour, "how often the leader takes a snapshot, if anything changed")
+	flags.IntVar(&c.SnapshotKeep, "snapshot-keep", 5, "how many of the newest snapshots a member keeps")
 	flags.BoolVar(&debug, "debug", false, "log more")
 	if err := flags.Parse(args); err != nil {
 		return c, false, err
 	}
 	if flags.NArg() > 0 {
 		return c, false, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if c.SnapshotInterval <= 0 || c.SnapshotKeep <= 0 {
+		return c, false, errors.New("--snapshot-interval and --snapshot-keep must be greater than 0")
 	}
 	c.Join, n.Advertise = list(join), list(advertise)
 	if n.Listen == "" {

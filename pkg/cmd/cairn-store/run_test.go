@@ -29,7 +29,7 @@ func TestRun(t *testing.T) {
 		ctx, stop := context.WithCancel(context.Background())
 		ended := make(chan error, 1)
 		go func() {
-			ended <- run(ctx, []string{"--config", "absent", "--dir", filepath.Join(dir, "data"), "--socket", socket}, t.Output())
+			ended <- run(ctx, []string{"--config", "absent", "--dir", filepath.Join(dir, "data"), "--socket", socket}, terminal{err: t.Output()})
 		}()
 		message := make([]byte, 100)
 		if err := notify.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
@@ -86,7 +86,7 @@ func TestForeignDirectory(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "member", "stray"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	err := run(t.Context(), []string{"--dir", dir, "--socket", filepath.Join(dir, "s")}, t.Output())
+	err := run(t.Context(), []string{"--dir", dir, "--socket", filepath.Join(dir, "s")}, terminal{err: t.Output()})
 	if err == nil || !strings.Contains(err.Error(), "identity") {
 		t.Errorf("run on a foreign directory: %v; want an error about its identity", err)
 	}
