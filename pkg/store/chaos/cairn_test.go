@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -72,18 +73,19 @@ func (c cluster) Program(n *nodes.Node, all []*nodes.Node) (argv, env []string, 
 
 func peerAddress(n *nodes.Node) string { return n.Address.String() + ":2380" }
 
-// TestCluster breaks a store of three members.
+// TestCluster breaks a store of three members. The brief seeds kill, pause,
+// isolate, mute, deafen and fill the disk of whoever leads.
 func TestCluster(t *testing.T) {
 	binary, keys := build(t), t.TempDir()
 	ca, err := peertest.NewCA(keys)
 	if err != nil {
 		t.Fatal(err)
 	}
-	runs(t, cluster{lone{binary}, ca, keys}, 3, 3, 100)
+	runs(t, cluster{lone{binary}, ca, keys}, 3, 100, 90, 6708, 12803)
 }
 
 // TestLone breaks a store of one member.
-func TestLone(t *testing.T) { runs(t, lone{build(t)}, 1, 1, 10) }
+func TestLone(t *testing.T) { runs(t, lone{build(t)}, 1, 10, 1) }
 
 // build compiles the store's program, with the environment that links dqlite.
 func build(t *testing.T) string {
@@ -91,13 +93,23 @@ func build(t *testing.T) string {
 	if err := nodes.Available(); errors.Is(err, nodes.ErrUnavailable) {
 		t.Skip(err)
 	}
-	if path := os.Getenv("CAIRN_CHAOS_STORE"); path != "" {
-		return path
-	}
-	path := filepath.Join(t.TempDir(), "cairn-store")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-tags", binaries.Tags, "-o", path, "github.com/cairn-os/cairn/pkg/cmd/cairn-store")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatal(fmt.Errorf("go build: %w\n%s", err, out))
+	path, err := buildOnce()
+	if err != nil {
+		t.Fatal(err)
 	}
 	return path
 }
+
+// buildOnce returns CAIRN_CHAOS_STORE, if that names a program, or builds one
+// that stays until the tests end.
+var buildOnce = sync.OnceValues(func() (string, error) {
+	if path := os.Getenv("CAIRN_CHAOS_STORE"); path != "" {
+		return path, nil
+	}
+	path := filepath.Join(scratch, "cairn-store")
+	out, err := exec.Command("go", "build", "-tags", binaries.Tags, "-o", path, "github.com/cairn-os/cairn/pkg/cmd/cairn-store").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return path, nil
+})

@@ -32,8 +32,18 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	var err error
+	if scratch, err = os.MkdirTemp("", "cairn-chaos-test-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(scratch)
+	os.Exit(code)
 }
+
+// scratch is a directory for what all tests share.
+var scratch string
 
 func etcd(text string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
