@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	_ "embed" // for the dictionary
 	"fmt"
 
 	"github.com/klauspost/compress/zstd"
@@ -13,7 +14,7 @@ import (
 // is an empty value.
 const (
 	codecRaw  = 0 // the value follows
-	codecZstd = 1 // one zstd frame without a dictionary follows
+	codecZstd = 1 // one zstd frame with dictionary 1 follows
 )
 
 const (
@@ -24,6 +25,15 @@ const (
 	// may hold, far less than harms.
 	valueLimit = 16 << 20
 )
+
+// dictionary1 is text that objects of Kubernetes are full of; without it a
+// single object of 1.5 kB hardly shrinks. It is part of every database and must
+// never change: a better one is another codec.
+//
+//go:embed dictionary1.txt
+var dictionary1 []byte
+
+const dictionaryID = 1
 
 // encryptedPrefix is what the apiserver writes before values that it encrypts
 // (k8s.io/apiserver, storage/value/encrypt): they do not shrink.
@@ -42,11 +52,13 @@ type codec struct {
 // size on objects of Kubernetes.
 func newCodec() (*codec, error) {
 	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(2),
-		zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true), zstd.WithLowerEncoderMem(true))
+		zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true), zstd.WithLowerEncoderMem(true),
+		zstd.WithEncoderDictRaw(dictionaryID, dictionary1))
 	if err != nil {
 		return nil, fmt.Errorf("zstd encoder: %w", err)
 	}
-	decoder, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(2), zstd.WithDecoderMaxMemory(valueLimit), zstd.WithDecoderLowmem(true))
+	decoder, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(2), zstd.WithDecoderMaxMemory(valueLimit), zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderDictRaw(dictionaryID, dictionary1))
 	if err != nil {
 		return nil, fmt.Errorf("zstd decoder: %w", err)
 	}

@@ -3,6 +3,9 @@ package store
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -61,6 +64,24 @@ func TestCodec(t *testing.T) {
 		})
 	}
 }
+
+// TestDictionary pins the dictionary: values in databases cannot be read with
+// another.
+func TestDictionary(t *testing.T) {
+	const want = "f6c700fc3edfcc2f882b98206278b49156fda2f518f5390502a0aff599906699"
+	if got := fmt.Sprintf("%x", sha256.Sum256(dictionary1)); got != want {
+		t.Errorf("dictionary 1 has changed: SHA-256 %s; want %s. Make it another codec instead", got, want)
+	}
+	column, err := hex.DecodeString("0128b52ffd21019d25020034023163397d7d206f662074696c6c2d3720616e64382c20696e2074686973206f7264657209005c866d3644c0511e40cef0403b61013e3201d674b2d15058026a3d0804")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := testCodec(t).decode(column); err != nil || string(got) != pinned {
+		t.Errorf("decode of a column of old = %q, %v; want %q", got, err, pinned)
+	}
+}
+
+const pinned = `{"f:metadata":{"f:ownerReferences":{".":{},"k:{\"uid\":\"1c9e\"}":{}}},"f:spec":{"f:renewTime":{},"f:holderIdentity":{}}} of till-7 and till-8, in this order`
 
 func TestCodecRefuses(t *testing.T) {
 	c := testCodec(t)

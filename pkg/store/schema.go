@@ -30,11 +30,11 @@ var schema = []string{
 		SELECT 1, CAST('/registry/health' AS BLOB), 0, 0, 1, 0, 0, CAST(x'00' || '{"health":"true"}' AS BLOB)
 		WHERE NOT EXISTS (SELECT 1 FROM meta)`,
 	`INSERT INTO meta (one, format, compacted, swept)
-		SELECT 1, 3, 0, 0 WHERE NOT EXISTS (SELECT 1 FROM meta)`,
+		SELECT 1, 4, 0, 0 WHERE NOT EXISTS (SELECT 1 FROM meta)`,
 }
 
 // format is the version of the schema that this package reads and writes.
-const format = 3
+const format = 4
 
 // rowParameters is the number of parameters of a row in sqlInsert.
 const rowParameters = 8
