@@ -59,6 +59,7 @@ func (n *network) options(name string) Options {
 	return Options{
 		Dir: filepath.Join(n.root, name), Join: name != "a", Dial: n.dial,
 		Latency: testLatency, Logger: testLogger(n.t),
+		Snapshot: SnapshotParams{Threshold: 128, Trailing: 256}, // so that tests see snapshots soon
 	}
 }
 

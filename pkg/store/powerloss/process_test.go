@@ -71,7 +71,8 @@ func open(dir string) (*store.Backend, func() error, error) {
 		return nil, nil, err
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
-	m, err := member.Start(member.Options{Dir: dir, Logger: log})
+	// Snapshots often, so that power is cut while they are taken.
+	m, err := member.Start(member.Options{Dir: dir, Logger: log, Snapshot: member.SnapshotParams{Threshold: 128, Trailing: 256}})
 	if err != nil {
 		return nil, nil, err
 	}
