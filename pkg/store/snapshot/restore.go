@@ -273,7 +273,13 @@ func (r *restore) swap(flags uint) error {
 // setAside moves what is in the build directory, a member that was replaced.
 func (r *restore) setAside() (path string, err error) {
 	err = r.steps.do("set aside", func() error {
-		if err := os.MkdirAll(r.SetAside, 0o700); err != nil {
+		err := os.MkdirAll(r.SetAside, 0o700)
+		if err == nil {
+			// Its own name first, or a power cut could keep that the data were
+			// moved into it, and lose it.
+			err = atomicfile.SyncDir(filepath.Dir(r.SetAside))
+		}
+		if err != nil {
 			return err
 		}
 		path = filepath.Join(r.SetAside, filepath.Base(r.dir)+"-"+r.Now().UTC().Format(nameTime))
