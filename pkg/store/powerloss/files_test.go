@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/cairn-os/cairn/pkg/store"
+	"github.com/cairn-os/cairn/pkg/store/damage"
 	"github.com/cairn-os/cairn/pkg/store/member"
 	"github.com/cairn-os/cairn/pkg/store/peer"
 	"github.com/cairn-os/cairn/pkg/store/peer/peertest"
@@ -188,10 +189,65 @@ func TestRestore(t *testing.T) {
 		default:
 			return fmt.Errorf("keys %v; want those before or those restored, which had ended: %t", got.Keys, marks > 0)
 		}
+		if !old && len(kept(dir)) != 1 {
+			return fmt.Errorf("the former member is at %q; want one place", kept(dir))
+		}
 		if err := restore(dir); err != nil {
 			return fmt.Errorf("again: %w", err)
 		}
 		_, err := member.ReadIdentity(filepath.Join(dir, memberDir))
 		return err
+	})
+}
+
+// kept returns where members are that were replaced.
+func kept(dir string) []string {
+	var places []string
+	for _, pattern := range []string{"damaged/*", memberDir + ".restoring"} {
+		found, _ := filepath.Glob(filepath.Join(dir, pattern, "identity.json")) // The pattern is well formed.
+		places = append(places, found...)
+	}
+	return places
+}
+
+// TestSetAside sets a damaged directory aside: it is in one of the two places,
+// whole.
+func TestSetAside(t *testing.T) {
+	content := map[string]string{"metadata1": "damaged", "0000000000000001-0000000000000001": strings.Repeat("x", 10_000)}
+	r := record(t, func(dir string) error {
+		err := os.Mkdir(filepath.Join(dir, memberDir), 0o700)
+		for name, text := range content {
+			err = errors.Join(err, os.WriteFile(filepath.Join(dir, memberDir, name), []byte(text), 0o600))
+		}
+		return err
+	}, func(r *powerloss.Recorder, dir string) error {
+		found, err := damage.Inspect(filepath.Join(dir, memberDir))
+		if err != nil {
+			return err
+		}
+		_, err = damage.SetAside(found, filepath.Join(dir, "damaged"))
+		r.Mark(nil)
+		return err
+	})
+	everyCut(t, r, 60, func(dir string, marks int) error {
+		places, err := filepath.Glob(filepath.Join(dir, "damaged", "*"))
+		if err != nil {
+			return err
+		}
+		if _, err := os.Stat(filepath.Join(dir, memberDir)); err == nil {
+			if places = append(places, filepath.Join(dir, memberDir)); marks > 0 {
+				return errors.New("it is back where it was")
+			}
+		}
+		if len(places) != 1 {
+			return fmt.Errorf("it is at %q; want one place", places)
+		}
+		there := files(t, places[0])
+		for name, text := range content {
+			if there[name] != text {
+				return fmt.Errorf("%s has changed", name)
+			}
+		}
+		return nil
 	})
 }
