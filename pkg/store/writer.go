@@ -286,7 +286,12 @@ func (w *writer) commit(ctx context.Context, batch []*write) error {
 			if err := w.insert(ctx, rows); err != nil {
 				return err
 			}
-			w.patience = min(time.Since(began)/2, gatherMost)
+			commitSeconds.Observe(time.Since(began).Seconds())
+			commitWrites.Add(float64(len(rows)))
+			took := time.Since(began)
+			commitSeconds.Observe(took.Seconds())
+			commitWrites.Add(float64(len(rows)))
+			w.patience = min(took/2, gatherMost)
 			w.accept(rows)
 		}
 		for i, req := range batch {
