@@ -38,8 +38,13 @@ func Available() error {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	if os.Geteuid() != 0 {
-		return fmt.Errorf("no FUSE without fusermount: not root (uid %d)", os.Geteuid())
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("no FUSE: capget: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_SYS_ADMIN) == 0 {
+		return fmt.Errorf("no FUSE: no right to mount (CAP_SYS_ADMIN) as uid %d", os.Geteuid())
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ import (
 //
 //	CAIRN_POWERCUTS=1000                how many cut points, default 30, four states each
 //	CAIRN_POWERCUT_SEED=7               of workload, cuts and losses; printed
-//	CAIRN_POWERCUT_KEEP=/some/dir       keep the recording, and states that failed
+//	CAIRN_POWERCUT_KEEP=/some/dir       keep states that failed, and their recording
 //	CAIRN_POWERCUT_RECORDING=/some/file replay a kept recording
 //	CAIRN_POWERCUT_STATE="cut=..."      and of it only this state, as printed
 const (
@@ -229,14 +229,29 @@ func listing(dir string) string {
 	return strings.Join(files, ", ")
 }
 
-func keepState(t *testing.T, s powerloss.State) {
-	keep := os.Getenv(keepVariable)
-	if keep == "" {
+// keep keeps what can be replayed.
+func keep(t *testing.T, r *powerloss.Recording, failed []powerloss.State) {
+	t.Helper()
+	dir := os.Getenv(keepVariable)
+	if dir == "" || len(failed) == 0 {
 		return
 	}
-	if err := s.Write(filepath.Join(keep, strings.ReplaceAll(s.String(), " ", ","))); err != nil {
-		t.Log(err)
+	dir = filepath.Join(dir, strings.ReplaceAll(t.Name(), "/", "-"))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
 	}
+	f, err := os.Create(filepath.Join(dir, "recording"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = errors.Join(r.Save(f), f.Close())
+	for _, s := range failed {
+		err = errors.Join(err, s.Write(filepath.Join(dir, strings.ReplaceAll(s.String(), " ", ","))))
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	t.Logf("kept, for -run TestStore: %s=%s", recordingVariable, f.Name())
 }
 
 // recordingFor loads the recording to replay, or makes one.
@@ -259,16 +274,6 @@ func recordingFor(t *testing.T, operations int64) (*powerloss.Recording, uint64)
 	r := recordStore(t, seed, []step{
 		{operations / 4, syscall.SIGTERM}, {operations / 4, syscall.SIGKILL}, {10, syscall.SIGKILL}, {operations / 2, syscall.SIGTERM},
 	})
-	if keep := os.Getenv(keepVariable); keep != "" {
-		f, err := os.Create(filepath.Join(keep, "recording"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := errors.Join(r.Save(f), f.Close()); err != nil {
-			t.Fatal(err)
-		}
-		t.Logf("kept: %s=%s", recordingVariable, f.Name())
-	}
 	return r, seed
 }
 
@@ -346,6 +351,7 @@ func TestSecondCut(t *testing.T) {
 		for _, f := range o.failures {
 			t.Errorf("after %s: %s", s, f)
 		}
+		keep(t, r, o.failed)
 		states += o.states
 	}
 	t.Logf("%d states of %d restarts after a cut opened", states, n)
@@ -395,10 +401,10 @@ func survive(t *testing.T, r *powerloss.Recording, seed uint64, n int) {
 	}
 	began := time.Now()
 	o := openStates(t, states, noted(t, r), maxFailures)
-	for i, f := range o.failures {
+	for _, f := range o.failures {
 		t.Error(f)
-		keepState(t, o.failed[i])
 	}
+	keep(t, r, o.failed)
 	took := time.Since(began)
 	t.Logf("%d states of %d cuts opened in %s (%s each with %d at a time, at most %s): %d failures",
 		o.states, len(states)/4, took.Round(time.Millisecond), (took / time.Duration(max(o.states, 1))).Round(time.Millisecond), verifiers, o.slowest.Round(time.Millisecond), len(o.failures))
