@@ -138,8 +138,10 @@ func (d *database) write(t *testing.T, name, text string) {
 // the test as /home. The mounts are the process's own and end with it.
 func (d *database) command(argv ...string) *exec.Cmd {
 	const script = `mount --bind "$2" "$1/home" && mount --bind "$2/etc" "$1/etc" && mount --bind /dev "$1/dev" || exit 70
-tree=$1; shift 2; exec chroot --userspec=65534:65534 "$tree" "$@"`
-	cmd := exec.Command("unshare", append([]string{"--mount", "--propagation", "private", "sh", "-c", script, "sh", d.tree, d.dir}, argv...)...)
+tree=$1; shift 2; chroot --userspec=65534:65534 "$tree" "$@"; exit $?`
+	// A PID namespace, whose first process stays root: one that becomes another
+	// user no longer dies with its parent, and the server would outlive the test.
+	cmd := exec.Command("unshare", append([]string{"--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "sh", "-c", script, "sh", d.tree, d.dir}, argv...)...)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd
