@@ -154,6 +154,7 @@ func (n *Node) status(ctx context.Context, ask bool) admin.Status {
 		s.Phase, s.Message = "starting", "this member leads and opens the database"
 	case r.leader == 0:
 		s.Phase, s.Message = "no-leader", "no majority of the voters can be reached: start the other servers, or see `cairnctl store recover`"
+		n.addMembers(ctx, &s)
 	default:
 		s.Phase = "follower"
 		if ask {
@@ -169,19 +170,28 @@ func (n *Node) leaderStatus(ctx context.Context, from *service, s *admin.Status)
 		s.Revision, s.Quorum = revision, true
 	}
 	s.Size, _ = from.backend.DbSize(ctx) // 0 when it cannot be read.
+	n.addMembers(ctx, s)
+}
+
+// addMembers lists the members. One that does not lead asks who is there: only
+// the leader does so all the time.
+func (n *Node) addMembers(ctx context.Context, s *admin.Status) {
 	infos, err := n.member.Members(ctx)
 	if err != nil {
 		s.Message = err.Error()
 		return
+	}
+	if s.Phase != "leader" {
+		n.seeAll(ctx, infos)
 	}
 	entries := n.entries()
 	for _, info := range infos {
 		e := entries[info.ID]
 		m := admin.Member{
 			ID: admin.ID(info.ID), Name: e.Name, Role: info.Role.String(), Witness: e.Witness, Zone: e.Zone,
-			Leader: info.ID == n.member.ID(), Addresses: e.Addresses, LastSeen: n.lastSeen(info.ID),
+			Leader: info.ID == uint64(s.Leader), Addresses: e.Addresses, LastSeen: n.lastSeen(info.ID),
 		}
-		if m.Leader {
+		if m.ID == s.ID {
 			m.Name, m.Online, m.LastSeen = n.config.Name, true, time.Now()
 		} else {
 			m.Online = n.online(info.ID)

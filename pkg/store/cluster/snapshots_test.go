@@ -158,3 +158,15 @@ func TestSchedule(t *testing.T) {
 		t.Errorf("kept: %v, %v; want 2", files, err)
 	}
 }
+
+// TestStatusWithoutQuorum: the last one of three tells who is missing.
+func TestStatusWithoutQuorum(t *testing.T) {
+	c := three(t)
+	c.halt(c.nodes[0])
+	c.halt(c.nodes[1])
+	c.roles(c.nodes[2], "n1 voter away", "n2 voter away", "n3 voter")
+	s, err := c.status(c.nodes[2])
+	if err != nil || s.Quorum || s.Phase != "no-leader" || !strings.Contains(s.Message, "cairnctl store recover") {
+		t.Errorf("status %+v, %v; want no quorum, and what to do", s, err)
+	}
+}
