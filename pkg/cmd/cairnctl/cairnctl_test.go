@@ -62,9 +62,14 @@ func example() status.Status {
 // world returns the paths of a node on which only init answers.
 func world(t *testing.T) (paths, pid1) {
 	t.Helper()
-	dir := t.TempDir()
 	p := pid1{told: make(chan string, 8)}
-	srv, err := initctl.Listen(filepath.Join(dir, "init.sock"), p, t.Logf)
+	return serveInit(t, t.TempDir(), p), p
+}
+
+// serveInit has h answer for init.
+func serveInit(t *testing.T, dir string, h initctl.Handler) paths {
+	t.Helper()
+	srv, err := initctl.Listen(filepath.Join(dir, "init.sock"), h, t.Logf)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +77,7 @@ func world(t *testing.T) (paths, pid1) {
 	var wg sync.WaitGroup
 	wg.Go(func() { srv.Serve(ctx) })
 	t.Cleanup(func() { cancel(); wg.Wait() })
-	return paths{daemon: filepath.Join(dir, "cairnd.sock"), init: filepath.Join(dir, "init.sock"), logs: dir}, p
+	return paths{daemon: filepath.Join(dir, "cairnd.sock"), init: filepath.Join(dir, "init.sock"), logs: dir}
 }
 
 func cairnctl(t *testing.T, p paths, args ...string) (stdout, stderr string, code int) {
@@ -162,8 +167,8 @@ func TestLogsWithoutDaemon(t *testing.T) {
 
 func TestOnAWorkstation(t *testing.T) {
 	dir := t.TempDir()
-	p := paths{daemon: dir + "/d", init: dir + "/i", logs: dir}
-	for _, args := range [][]string{{"status"}, {"logs", "store"}, {"restart", "store"}, {"reboot"}} {
+	p := paths{daemon: dir + "/d", init: dir + "/i", logs: dir, store: dir + "/s"}
+	for _, args := range [][]string{{"status"}, {"logs", "store"}, {"restart", "store"}, {"reboot"}, {"store", "status"}, {"store", "recover"}} {
 		if _, errs, code := cairnctl(t, p, args...); code != exitUnreachable || !strings.Contains(errs, "run cairnctl on the node") {
 			t.Errorf("%v: exit code %d, %q", args, code, errs)
 		}

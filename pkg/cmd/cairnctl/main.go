@@ -10,11 +10,14 @@ import (
 	"github.com/cairn-os/cairn/pkg/initctl"
 	"github.com/cairn-os/cairn/pkg/machine/adminapi"
 	"github.com/cairn-os/cairn/pkg/machine/logfile"
+	"github.com/cairn-os/cairn/pkg/store/admin"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	code := run(ctx, os.Stdout, os.Stderr, os.Args[1:], paths{daemon: adminapi.Path, init: initctl.Path, logs: logfile.Dir})
+	code := run(ctx, os.Stdout, os.Stderr, os.Args[1:], paths{
+		daemon: adminapi.Path, init: initctl.Path, logs: logfile.Dir, store: admin.Socket, storeProgram: "/usr/bin/cairn-store", storeDir: "/var/lib/cairn/store",
+	})
 	stop()
 	os.Exit(code)
 }

@@ -25,12 +25,12 @@ On a node it talks to the machine daemon (cairnd), and to init when the daemon i
 
 Exit codes:
   0  done
-  1  it did not work, or a checked file has problems
+  1  it did not work, a checked file has problems, or the store has no quorum
   2  wrong usage
   3  no Cairn node here: neither cairnd nor init can be reached`
 
-// paths are where a node's sockets and logs are.
-type paths struct{ daemon, init, logs string }
+// paths are where a node's sockets, logs and store are.
+type paths struct{ daemon, init, logs, store, storeProgram, storeDir string }
 
 // usageError is a wrong command line.
 type usageError struct{ error }
@@ -73,6 +73,7 @@ func newRoot(p paths) *cobra.Command {
 	root.AddGroup(
 		&cobra.Group{ID: "look", Title: "Look at the node:"},
 		&cobra.Group{ID: "steer", Title: "Steer the node:"},
+		&cobra.Group{ID: "store", Title: "Kubernetes' state:"},
 		&cobra.Group{ID: "config", Title: "Configuration:"},
 	)
 	n := node{paths: p}
@@ -81,7 +82,7 @@ func newRoot(p paths) *cobra.Command {
 		processCommand(n, "restart"), processCommand(n, "stop"), processCommand(n, "start"),
 		shutdownCommand(n, "reboot", "Restart the machine in order"),
 		shutdownCommand(n, "poweroff", "Shut the machine down in order and switch it off"),
-		configCommand(),
+		storeCommand(n), configCommand(),
 	)
 	return root
 }

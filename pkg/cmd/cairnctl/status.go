@@ -35,16 +35,20 @@ func statusCommand(n node) *cobra.Command {
 			enc.SetIndent("", "  ")
 			return enc.Encode(st)
 		}
-		return printStatus(cmd.OutOrStdout(), st)
+		return printStatus(cmd.OutOrStdout(), st, n.storeLine(cmd.Context()))
 	}
 	return cmd
 }
 
-// printStatus writes the status for people: facts, then the phases, then the processes.
-func printStatus(w io.Writer, st status.Status) error {
+// printStatus writes the status for people: facts, then the phases, then the processes. store is what is known of the
+// store, if it answers.
+func printStatus(w io.Writer, st status.Status, store string) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "Host\t%s, up %s\n", st.Hostname, st.UptimeS)
 	fmt.Fprintf(t, "Node\t%s\n", nodeText(st.Node))
+	if store != "" {
+		fmt.Fprintf(t, "Store\t%s\n", store)
+	}
 	fmt.Fprintf(t, "Slot\t%s\n", slotText(st.Slot))
 	fmt.Fprintf(t, "Release\t%s, Kubernetes %s, Linux %s\n", known(st.Release.Version), known(st.Release.Kubernetes), known(st.Release.Kernel))
 	fmt.Fprintf(t, "Addresses\t%s\n", addressText(st.Addresses))
