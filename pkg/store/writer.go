@@ -286,8 +286,6 @@ func (w *writer) commit(ctx context.Context, batch []*write) error {
 			if err := w.insert(ctx, rows); err != nil {
 				return err
 			}
-			commitSeconds.Observe(time.Since(began).Seconds())
-			commitWrites.Add(float64(len(rows)))
 			took := time.Since(began)
 			commitSeconds.Observe(took.Seconds())
 			commitWrites.Add(float64(len(rows)))
