@@ -120,3 +120,18 @@ func TestUsage(t *testing.T) {
 		}
 	}
 }
+
+// TestForeignDatastore: what the node does not use is not worked on.
+func TestForeignDatastore(t *testing.T) {
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "config.yaml")
+	if err := os.WriteFile(conf, []byte("cairn: {datastore: {endpoint: 'postgres://db.example.com/shop'}}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"restore", "--from", "f"}, {"recover"}} {
+		_, err := command(t, "", append(args, "--dir", dir, "--config", conf)...)
+		if err == nil || !strings.Contains(err.Error(), "in a datastore elsewhere") {
+			t.Errorf("%s: %v; want that the state is elsewhere", args[0], err)
+		}
+	}
+}

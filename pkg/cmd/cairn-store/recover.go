@@ -28,8 +28,12 @@ func recoverStore(ctx context.Context, args []string, t terminal) (err error) {
 	flags := newFlags("recover", recoverUsage, t.err)
 	dir := flags.String("dir", defaultDir, "data directory")
 	dry := flags.Bool("dry-run", false, "say what would be done, and change nothing")
+	conf := flags.String("config", defaultConfig, "the node's configuration")
 	yes := flags.Bool("yes", false, "do it without a question")
 	if err := parseAll(flags, args); err != nil {
+		return err
+	}
+	if err := checkOwn(*conf); err != nil {
 		return err
 	}
 	if !*dry {

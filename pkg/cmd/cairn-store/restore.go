@@ -6,19 +6,24 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"strings"
 	"time"
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/cairn-os/cairn/pkg/config"
 	"github.com/cairn-os/cairn/pkg/store/cluster"
 	"github.com/cairn-os/cairn/pkg/store/peer"
 	"github.com/cairn-os/cairn/pkg/store/snapshot"
 )
 
-// defaultDir is where a node's store is.
-const defaultDir = "/var/lib/cairn/store"
+// Where a node's store and configuration are.
+const (
+	defaultDir    = "/var/lib/cairn/store"
+	defaultConfig = "/run/cairn/config.yaml"
+)
 
 const restoreUsage = `usage: cairn-store restore --from FILE [--dir DIR] [--yes]
 
@@ -34,8 +39,12 @@ func restore(ctx context.Context, args []string, t terminal) error {
 	flags := newFlags("restore", restoreUsage, t.err)
 	dir := flags.String("dir", defaultDir, "data directory")
 	from := flags.String("from", "", "snapshot to restore")
+	conf := flags.String("config", defaultConfig, "the node's configuration")
 	yes := flags.Bool("yes", false, "do it without a question")
 	if err := parseAll(flags, args); err != nil {
+		return err
+	}
+	if err := checkOwn(*conf); err != nil {
 		return err
 	}
 	if *from == "" {
@@ -135,6 +144,21 @@ func verify(args []string, t terminal) error {
 func printSnapshot(w io.Writer, i snapshot.Info) {
 	fmt.Fprintf(w, "Snapshot  %s, whole\nTaken     %s\nRevision  %d\nKeys      %d\nSize      %.1f MiB\nSHA-256   %s\n",
 		i.Path, i.Time.UTC().Format(time.RFC3339), i.Revision, i.Keys, float64(i.Size)/(1<<20), i.Hash)
+}
+
+// checkOwn refuses to work on a store that the node does not use.
+func checkOwn(path string) error {
+	c, err := config.Load(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, config.ErrNoConfig) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if c.Cairn.Datastore.Kind() != config.Own {
+		return fmt.Errorf("%s: cairn.datastore.endpoint is set: this node's state is in a datastore elsewhere", path)
+	}
+	return nil
 }
 
 func newFlags(name, text string, stderr io.Writer) *flag.FlagSet {
