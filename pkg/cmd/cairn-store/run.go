@@ -76,6 +76,9 @@ func serve(ctx context.Context, args []string, stderr io.Writer) error {
 	c.Logger = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 	logrus.SetOutput(stderr) // kine's logger.
 	logrus.SetLevel(logrus.WarnLevel)
+	if served, err := serveExternal(ctx, flags.Lookup("config").Value.String(), c.Socket, c.Logger); served {
+		return err
+	}
 	c.Ready = func() {
 		c.Logger.Info("store: serving", "socket", c.Socket)
 		if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
@@ -94,7 +97,7 @@ func parse(flags *flag.FlagSet, args []string) (c cluster.Config, debug bool, er
 	var n cluster.Network
 	var join, advertise string
 	host, _ := os.Hostname() // The flag overrides it.
-	flags.String("config", "/run/cairn/config.yaml", "the node's configuration; no key of it concerns the store yet")
+	flags.String("config", defaultConfig, "the node's configuration: cairn.datastore names a database to use instead")
 	flags.StringVar(&c.Dir, "dir", defaultDir, "data directory")
 	flags.StringVar(&c.Socket, "socket", "/run/cairn/store.sock", "unix socket to serve on")
 	flags.StringVar(&c.AdminSocket, "admin-socket", "", "unix socket for the operator (on a node: "+admin.Socket+")")
