@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"context"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -29,23 +30,41 @@ func (w *watcher) run(ctx context.Context) {
 		// Without a leader the watch is to end, not to wait in silence.
 		life, end := context.WithCancel(clientv3.WithRequireLeader(ctx))
 		wg.Go(func() { w.askProgress(life) })
-		next = w.follow(life, next)
+		next = w.follow(life, next, func(items ...history.Item) { w.history.Watched(w.node, items...) })
 		end()
-		w.history.Restarted(w.node)
 		_ = pause(ctx, errorPause)
+	}
+}
+
+// visit lists and watches from there on for a while, again and again, as
+// reflectors of the apiserver do that come and go. The visits share a stream
+// with the standing watch.
+func (w *watcher) visit(ctx context.Context, r *rand.Rand) {
+	for pause(ctx, time.Duration(r.Int64N(int64(2*visitTime)))) == nil {
+		length := time.Duration(r.Int64N(int64(2 * visitTime)))
+		asking, cancel := context.WithTimeout(ctx, requestTimeout)
+		resp, err := w.etcd.Get(asking, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
+		cancel()
+		if err != nil {
+			continue
+		}
+		from := resp.Header.Revision + 1
+		life, end := context.WithTimeout(clientv3.WithRequireLeader(ctx), length)
+		w.follow(life, from, w.history.Pass(w.node, from))
+		end()
 	}
 }
 
 // follow delivers from revision next until the watch ends. It returns where
 // the next one begins.
-func (w *watcher) follow(ctx context.Context, next int64) int64 {
+func (w *watcher) follow(ctx context.Context, next int64, record func(items ...history.Item)) int64 {
 	for resp := range w.etcd.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(next), clientv3.WithPrevKV(), clientv3.WithProgressNotify()) {
 		at := w.history.Now()
 		if resp.Err() != nil {
 			return next
 		}
 		if resp.IsProgressNotify() {
-			w.history.Watched(w.node, history.Item{At: at, Progress: resp.Header.Revision})
+			record(history.Item{At: at, Progress: resp.Header.Revision})
 		}
 		var items []history.Item
 		for _, e := range resp.Events {
@@ -56,7 +75,7 @@ func (w *watcher) follow(ctx context.Context, next int64) int64 {
 			items = append(items, history.Item{At: at, Event: x})
 			next = x.Modified + 1
 		}
-		w.history.Watched(w.node, items...)
+		record(items...)
 	}
 	return next
 }

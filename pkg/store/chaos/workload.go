@@ -70,8 +70,11 @@ func (w *workload) run(ctx context.Context, during func() error) (recovered time
 		if err != nil {
 			return 0, err
 		}
-		watching.Go(func() { (&watcher{node, c, w.history}).run(watchCtx) })
+		watch := &watcher{node, c, w.history}
+		watching.Go(func() { watch.run(watchCtx) })
+		watching.Go(func() { watch.visit(watchCtx, random(w.seed, uint64(100+node))) })
 	}
+	watching.Go(func() { w.compact(watchCtx) })
 
 	working, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -87,6 +90,20 @@ func (w *workload) run(ctx context.Context, during func() error) (recovered time
 	began := time.Now()
 	err = w.settle(ctx, clients)
 	return time.Since(began), err
+}
+
+// compact forgets old revisions now and then, through one node after the
+// other. An error is nobody's concern: what was not compacted stays.
+func (w *workload) compact(ctx context.Context) {
+	for i := 0; pause(ctx, compactEvery) == nil; i++ {
+		revision := w.history.Seen(len(w.sockets)) - keepRevisions
+		if revision < 1 {
+			continue
+		}
+		asking, cancel := context.WithTimeout(ctx, requestTimeout)
+		_, _ = w.open[i%w.clients].Compact(asking, revision)
+		cancel()
+	}
 }
 
 // settle makes a last write, reads everything through each node, and waits

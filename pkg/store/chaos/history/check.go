@@ -37,7 +37,7 @@ func (h *History) Check() Verdict {
 	var p problems
 	ops, streams := h.Operations(), h.Streams()
 	slices.SortFunc(ops, func(a, b Operation) int { return cmp.Compare(a.Call, b.Call) })
-	slices.SortFunc(streams, func(a, b Stream) int { return a.Node - b.Node })
+	slices.SortStableFunc(streams, func(a, b Stream) int { return a.Node - b.Node })
 	v := Verdict{Requests: len(ops)}
 	log := merge(streams, &p)
 	v.Changes = len(log.list)
@@ -236,7 +236,7 @@ func (h *History) Write(w io.Writer) error {
 			if i.Progress != 0 {
 				text = fmt.Sprintf("all up to %d", i.Progress)
 			}
-			lines = append(lines, line{i.At, fmt.Sprintf("%9.4fs %10s watch of node %d: %s", i.At.Seconds(), "", s.Node, text)})
+			lines = append(lines, line{i.At, fmt.Sprintf("%9.4fs %10s %s: %s", i.At.Seconds(), "", s, text)})
 		}
 	}
 	slices.SortStableFunc(lines, func(a, b line) int { return cmp.Compare(a.at, b.at) })

@@ -215,6 +215,30 @@ func TestCheck(t *testing.T) {
 			s.Watched(1, Item{Progress: 2})
 			s.put("a", "1")
 		}, "had not delivered"},
+		{"passing watches", func(s *script) {
+			s.put("a", "1")
+			record := s.Pass(0, s.rev+1)
+			s.Pass(1, s.rev+1)
+			i := s.event("a", "2")
+			s.both(i)
+			record(i, Item{Progress: s.rev})
+			s.add(Operation{Kind: Put, Key: "a", Value: "2", Done: true, Revision: s.rev})
+			s.put("a", "3")
+		}, ""},
+		{"passing watch that begins too late", func(s *script) {
+			record := s.Pass(0, s.rev+1)
+			s.put("a", "1")
+			i := s.event("a", "2")
+			s.both(i)
+			record(i)
+			s.add(Operation{Kind: Put, Key: "a", Value: "2", Done: true, Revision: s.rev})
+		}, "a watch of node 0 from revision 2 on left out 1"},
+		{"passing watch that begins too early", func(s *script) {
+			i := s.event("a", "1")
+			s.both(i)
+			s.add(Operation{Kind: Put, Key: "a", Value: "1", Done: true, Revision: s.rev})
+			s.Pass(0, s.rev+1)(i)
+		}, "from revision 3 on delivered revision 2"},
 		{"watches that disagree", func(s *script) {
 			i := s.event("a", "1")
 			s.Watched(0, i)

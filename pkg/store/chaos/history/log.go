@@ -32,7 +32,7 @@ type changes struct {
 // disagree about a revision are a problem.
 func merge(streams []Stream, p *problems) *changes {
 	all := map[int64]change{}
-	from := map[int64]int{}
+	from := map[int64]string{}
 	for _, s := range streams {
 		for _, i := range s.Items {
 			if i.Progress != 0 {
@@ -42,10 +42,10 @@ func merge(streams []Stream, p *problems) *changes {
 			known, ok := all[rev]
 			switch {
 			case !ok:
-				all[rev], from[rev] = change{i.Event, i.At}, s.Node
+				all[rev], from[rev] = change{i.Event, i.At}, s.String()
 			case known.Event != i.Event:
-				p.add("revision %d is two changes: the watch of node %d delivered %v (replacing %v), that of node %d %v (replacing %v)",
-					rev, from[rev], known.Event, known.Prev, s.Node, i.Event, i.Event.Prev)
+				p.add("revision %d is two changes: %s delivered %v (replacing %v), %s %v (replacing %v)",
+					rev, from[rev], known.Event, known.Prev, s, i.Event, i.Event.Prev)
 			case i.At < known.seen:
 				known.seen = i.At
 				all[rev] = known
@@ -105,39 +105,42 @@ func (c *changes) last() int64 {
 	return c.list[len(c.list)-1].Modified
 }
 
-// checkStream judges one watch: each revision of the log once, in order, up to
-// what the log has at its end.
+// checkStream judges one watch: each revision of the log once, in order, and
+// up to the log's end if it is a standing one.
 func (c *changes) checkStream(s Stream, p *problems) {
-	next := 0        // index of the log
-	var told int64   // by progress
-	var newest int64 // delivered
+	next := slices.IndexFunc(c.list, func(x change) bool { return x.Modified >= s.From }) // in the log
+	if next < 0 {
+		next = len(c.list)
+	}
+	var told, newest int64 // by progress, and delivered
 	for _, i := range s.Items {
 		rev := i.Event.Modified
 		switch {
 		case i.Progress != 0:
-			if i.Progress > newest && next < len(c.list) && c.list[next].Modified <= i.Progress {
-				p.add("the watch of node %d said at %s that it had delivered all up to revision %d, but had not delivered %v",
-					s.Node, i.At, i.Progress, c.list[next].Event)
+			if next < len(c.list) && c.list[next].Modified <= i.Progress {
+				p.add("%s said at %s that it had delivered all up to revision %d, but had not delivered %v", s, i.At, i.Progress, c.list[next].Event)
 			}
 			told = max(told, i.Progress)
 			continue
+		case rev < s.From:
+			p.add("%s delivered revision %d at %s: %v", s, rev, i.At, i.Event)
+			continue
 		case rev == newest:
-			p.add("the watch of node %d delivered revision %d twice, at last at %s: %v", s.Node, rev, i.At, i.Event)
+			p.add("%s delivered revision %d twice, at last at %s: %v", s, rev, i.At, i.Event)
 			continue
 		case rev < newest:
-			p.add("the watch of node %d delivered revision %d after %d, at %s: %v", s.Node, rev, newest, i.At, i.Event)
+			p.add("%s delivered revision %d after %d, at %s: %v", s, rev, newest, i.At, i.Event)
 			continue
 		case rev <= told:
-			p.add("the watch of node %d delivered revision %d at %s, having said that all up to %d was delivered: %v", s.Node, rev, i.At, told, i.Event)
+			p.add("%s delivered revision %d at %s, having said that all up to %d was delivered: %v", s, rev, i.At, told, i.Event)
 		}
 		if missed := c.byRev[rev] - next; missed > 0 {
-			p.add("the watch of node %d left out %d revisions before %d, the first of them %v", s.Node, missed, rev, c.list[next].Event)
+			p.add("%s left out %d revisions before %d, the first of them %v", s, missed, rev, c.list[next].Event)
 		}
 		next, newest = c.byRev[rev]+1, rev
 	}
-	if next < len(c.list) {
-		p.add("the watch of node %d ended at revision %d; left out %d later revisions, the first of them %v",
-			s.Node, newest, len(c.list)-next, c.list[next].Event)
+	if next < len(c.list) && !s.Passing {
+		p.add("%s ended at revision %d; left out %d later revisions, the first of them %v", s, newest, len(c.list)-next, c.list[next].Event)
 	}
 }
 

@@ -2,6 +2,8 @@ package history
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -110,13 +112,21 @@ type Item struct {
 	Progress int64
 }
 
-// Stream is all that the watches of one node delivered, the later ones
-// continuing where the former ended.
+// Stream is what a watch through a node delivered from a revision on. A
+// standing watch is begun anew where it ended, until all is over; a passing
+// one ends early.
 type Stream struct {
-	Node  int
-	Items []Item
-	// Restarts counts watches that ended and were begun anew.
-	Restarts int
+	Node    int
+	From    int64
+	Passing bool
+	Items   []Item
+}
+
+func (s Stream) String() string {
+	if s.Passing {
+		return fmt.Sprintf("a watch of node %d from revision %d on", s.Node, s.From)
+	}
+	return fmt.Sprintf("the watch of node %d", s.Node)
 }
 
 // History is what all clients saw. Recording is safe for concurrent use.
@@ -125,14 +135,16 @@ type History struct {
 
 	mu      sync.Mutex
 	ops     []Operation
-	streams map[int]*Stream
-	last    map[int]int64 // node to the newest revision its watch has told
+	streams map[int]*Stream // of the standing watches, by node
+	passing []*Stream
+	told    map[int]int64 // node to the newest revision its standing watch has told of
+	seen    map[int]int64 // the same of events alone
 	news    chan struct{} // closed and replaced whenever a watch told something
 }
 
 // New begins a history.
 func New() *History {
-	return &History{start: time.Now(), streams: map[int]*Stream{}, last: map[int]int64{}, news: make(chan struct{})}
+	return &History{start: time.Now(), streams: map[int]*Stream{}, told: map[int]int64{}, seen: map[int]int64{}, news: make(chan struct{})}
 }
 
 // Now is the time since the history began, by the monotonic clock.
@@ -145,39 +157,55 @@ func (h *History) Add(o Operation) {
 	h.ops = append(h.ops, o)
 }
 
-// Watched records what the watch of a node delivered.
+// Watched records what the standing watch of a node delivered.
 func (h *History) Watched(node int, items ...Item) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s := h.stream(node)
+	s := h.streams[node]
+	if s == nil {
+		s = &Stream{Node: node}
+		h.streams[node] = s
+	}
 	s.Items = append(s.Items, items...)
 	for _, i := range items {
-		h.last[node] = max(h.last[node], i.Progress, i.Event.Modified)
+		h.told[node] = max(h.told[node], i.Progress, i.Event.Modified)
+		h.seen[node] = max(h.seen[node], i.Event.Modified)
 	}
 	close(h.news)
 	h.news = make(chan struct{})
 }
 
-// Restarted records that the watch of a node ended and begins anew.
-func (h *History) Restarted(node int) {
+// Pass begins a passing watch. The function records what it delivered.
+func (h *History) Pass(node int, from int64) func(items ...Item) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.stream(node).Restarts++
-}
-
-func (h *History) stream(node int) *Stream {
-	if h.streams[node] == nil {
-		h.streams[node] = &Stream{Node: node}
+	s := &Stream{Node: node, From: from, Passing: true}
+	h.passing = append(h.passing, s)
+	return func(items ...Item) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		s.Items = append(s.Items, items...)
 	}
-	return h.streams[node]
 }
 
-// Reached returns whether the watch of a node has told of revision, and a
+// Seen is the newest revision whose event the standing watches of all nodes
+// have delivered.
+func (h *History) Seen(nodes int) int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	oldest := h.seen[0]
+	for node := range nodes {
+		oldest = min(oldest, h.seen[node])
+	}
+	return oldest
+}
+
+// Reached returns whether the standing watch of a node has told of revision, and a
 // channel that is closed when there is more to know.
 func (h *History) Reached(node int, revision int64) (bool, <-chan struct{}) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.last[node] >= revision, h.news
+	return h.told[node] >= revision, h.news
 }
 
 // Operations returns the operations recorded so far.
@@ -187,13 +215,13 @@ func (h *History) Operations() []Operation {
 	return append([]Operation(nil), h.ops...)
 }
 
-// Streams returns what each node's watch delivered so far.
+// Streams returns what the watches delivered so far.
 func (h *History) Streams() []Stream {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var all []Stream
-	for _, s := range h.streams {
-		all = append(all, Stream{s.Node, append([]Item(nil), s.Items...), s.Restarts})
+	for _, s := range slices.Concat(slices.Collect(maps.Values(h.streams)), h.passing) {
+		all = append(all, Stream{s.Node, s.From, s.Passing, append([]Item(nil), s.Items...)})
 	}
 	return all
 }
