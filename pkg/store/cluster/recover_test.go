@@ -146,6 +146,13 @@ func TestRecoverInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	if replaced, err := FinishReplacing(dir); replaced || err != nil {
+		t.Errorf("finish: %v, %v; want that there is nothing to finish", replaced, err)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, recoveringDir)); err == nil {
+		t.Errorf("%s is left", recoveringDir)
+	}
+
 	r, err := PrepareRecovery(t.Context(), dir, c.log)
 	if err != nil {
 		t.Fatal(err)

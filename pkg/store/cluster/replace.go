@@ -148,7 +148,7 @@ func Restore(ctx context.Context, dir, file string, log *slog.Logger) (Replaced,
 func FinishReplacing(dir string) (bool, error) {
 	note, err := readJSONFile[replacing](filepath.Join(dir, replacingFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return false, clearRecovering(dir)
 	}
 	if err != nil {
 		return false, err
@@ -167,6 +167,21 @@ func FinishReplacing(dir string) (bool, error) {
 	}
 	err = errors.Join(os.RemoveAll(filepath.Join(dir, recoveringDir)), os.Remove(filepath.Join(dir, replacingFile)), atomicfile.SyncDir(dir))
 	return replaced, err
+}
+
+// clearRecovering removes what a recovery left that was interrupted before it
+// was applied. One that is at work holds the member's lock.
+func clearRecovering(dir string) error {
+	at := filepath.Join(dir, recoveringDir)
+	if _, err := os.Lstat(at); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	unlock, err := lockMember(dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return os.RemoveAll(at)
 }
 
 // settle puts what belonged to the former member aside.
