@@ -84,6 +84,9 @@ func (m *Native) Run(ctx context.Context, line string) (string, error) {
 	return string(out), err
 }
 
+// PID is the process id of the machine's init as this machine counts.
+func (m *Native) PID() int { return m.node.PID() }
+
 func (m *Native) Name() string          { return m.o.Name }
 func (m *Native) PowerOn() time.Time    { return m.powerOn }
 func (m *Native) Console() *Console     { return m.console }

@@ -35,6 +35,7 @@ var layers = []struct {
 	{"composition", []string{"pkg/machine", "init/internal"}},
 	{"build", []string{"pkg/build", "pkg/vm", "pkg/nodens"}},
 	{"whole machines", []string{"pkg/runner"}},
+	{"measurements", []string{"pkg/bench"}},
 	{"mains", []string{"init", "pkg/cmd", "pkg/structure"}},
 }
 

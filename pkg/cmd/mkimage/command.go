@@ -19,7 +19,7 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(imageCommand(), runCommand(), testCommand())
+	root.AddCommand(imageCommand(), runCommand(), testCommand(), benchCommand())
 	return root
 }
 

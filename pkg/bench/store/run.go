@@ -1,0 +1,293 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/cairn-os/cairn/pkg/bench"
+	"github.com/cairn-os/cairn/pkg/build/progress"
+)
+
+// Plan says how much is measured. The two systems take turns in each round.
+type Plan struct {
+	Data    int64         // bytes of keys and values, besides history
+	Clients []int         // numbers of clients that write
+	Rounds  int           // of writes for each of these
+	Slice   time.Duration // how long a round's writes last
+	Listed  int           // keys of a list
+	Lists   int
+	Watchers,
+	Starts,
+	Kills int
+}
+
+// Full takes about eight minutes.
+var Full = Plan{
+	Data: 25e6, Clients: []int{1, 8, 64}, Rounds: 3, Slice: 4 * time.Second,
+	Listed: 10_000, Lists: 9, Watchers: 100, Starts: 5, Kills: 5,
+}
+
+// Quick takes about a minute.
+var Quick = Plan{
+	Data: 3e6, Clients: []int{1, 8, 64}, Rounds: 1, Slice: time.Second,
+	Listed: 1000, Lists: 3, Watchers: 100, Starts: 1, Kills: 1,
+}
+
+// memoryClients is the number of clients under whose load memory is told.
+const memoryClients = 8
+
+// run is a measurement on its way.
+type run struct {
+	Plan
+	mix      *mix
+	programs Programs
+	dir      string
+	step     *progress.Step
+	figures  []bench.Figure
+	notes    []string
+}
+
+// Run measures the store beside etcd. Their data goes below dir, on the disk
+// that is to be measured.
+func Run(ctx context.Context, p Programs, plan Plan, dir string) (report *bench.Report, err error) {
+	recording, err := Recorded()
+	if err != nil {
+		return nil, err
+	}
+	r := &run{Plan: plan, programs: p, dir: filepath.Join(dir, "data")}
+	if r.mix, err = newMix(recording); err != nil {
+		return nil, err
+	}
+	if err := os.RemoveAll(r.dir); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(r.dir)) }()
+	finish := startReport(ctx)
+	for _, nodes := range []int{1, 3} {
+		if err := r.measure(ctx, nodes); err != nil {
+			return nil, err
+		}
+	}
+	report = finish()
+	report.Figures, report.Notes = r.figures, r.notes
+	report.Notes = append(report.Notes, fmt.Sprintf(
+		"objects and requests of an apiserver %s, recorded for %.0f s; data set %.3g MB; %d rounds of %s, in turns",
+		recording.Kubernetes, recording.Seconds, float64(plan.Data)/1e6, plan.Rounds, plan.Slice))
+	return report, nil
+}
+
+// pair is what was measured of Cairn and of etcd.
+type pair[T any] [2]T
+
+// measure starts both systems with so many nodes and takes all their figures.
+func (r *run) measure(ctx context.Context, nodes int) (err error) {
+	name := map[int]string{1: "1 node", 3: "3 nodes"}[nodes]
+	r.step = progress.FromContext(ctx).Start("measure " + name)
+	defer r.step.Done(&err)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var both pair[*subject]
+	defer func() {
+		for _, u := range both {
+			if u != nil {
+				err = errors.Join(err, u.close(context.WithoutCancel(ctx)))
+			}
+		}
+	}()
+	entries := 0
+	for i, k := range []kind{cairn{r.programs.Store}, etcd{r.programs.Etcd}} {
+		r.step.Update("load " + k.name())
+		s, err := newSystem(ctx, k, nodes, filepath.Join(r.dir, fmt.Sprintf("%s-%d", k.name(), nodes)))
+		if err != nil {
+			return err
+		}
+		both[i] = &subject{system: s, mix: r.mix}
+		data, values := r.mix.dataset(r.Data)
+		entries = len(data)
+		if err := errors.Join(s.start(ctx), both[i].load(ctx, data, values), both[i].watch(ctx), both[i].settle(ctx)); err != nil {
+			return err
+		}
+	}
+	r.step.Update(fmt.Sprintf("%d objects loaded", entries))
+	if err := r.writes(ctx, name, both); err != nil {
+		return err
+	}
+	if nodes == 1 {
+		return errors.Join(r.lists(ctx, both), r.fans(ctx, both), r.starts(ctx, both))
+	}
+	return r.kills(ctx, both)
+}
+
+// turns calls f for both systems so many times, beginning with each in turn.
+func (r *run) turns(times int, what string, both pair[*subject], f func(i int, u *subject) error) error {
+	for round := range times {
+		for turn := range both {
+			i := (round + turn) % 2
+			r.step.Update(fmt.Sprintf("%s, round %d/%d, %s", what, round+1, times, both[i].name()))
+			if err := f(i, both[i]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (r *run) writes(ctx context.Context, name string, both pair[*subject]) error {
+	rounds := pair[map[int][]*slice]{{}, {}} // by number of clients
+	for round := range r.Rounds {
+		for _, clients := range r.Clients {
+			what := fmt.Sprintf("writes by %d clients, round %d/%d", clients, round+1, r.Rounds)
+			for turn := range both {
+				i := (round + turn) % 2
+				r.step.Update(what + ", " + both[i].name())
+				s, err := both[i].write(ctx, clients, r.Slice)
+				if err != nil {
+					return err
+				}
+				rounds[i][clients] = append(rounds[i][clients], s)
+			}
+		}
+	}
+	for _, clients := range r.Clients {
+		r.writeFigures(name, clients, pair[[]*slice]{rounds[0][clients], rounds[1][clients]}, both)
+	}
+	return nil
+}
+
+// writeFigures tells of rounds with so many clients.
+func (r *run) writeFigures(name string, clients int, rounds pair[[]*slice], both pair[*subject]) {
+	label := fmt.Sprintf("%s, %d clients: ", name, clients)
+	if clients == 1 {
+		label = fmt.Sprintf("%s, 1 client: ", name)
+	}
+	add := func(what, unit string, budget bench.Budget, value func([]*slice) float64) {
+		r.add(label+what, unit, budget, value(rounds[0]), value(rounds[1]))
+	}
+	latency := func(p float64) func([]*slice) float64 {
+		return func(all []*slice) float64 {
+			var pooled []time.Duration
+			for _, s := range all {
+				pooled = append(pooled, s.latencies...)
+			}
+			return milliseconds(percentile(pooled, p))
+		}
+	}
+	add("writes", "1/s", bench.AtLeastPeer(1), medianOf(func(s *slice) float64 { return float64(len(s.latencies)) / s.elapsed.Seconds() }))
+	add("write p50", "ms", bench.Budget{}, latency(0.5))
+	add("write p99", "ms", bench.Budget{}, latency(0.99))
+	add("disk written per write", "kB", bench.AtMostPeer(1), medianOf(func(s *slice) float64 { return float64(s.written) / 1e3 / float64(len(s.latencies)) }))
+	if clients == memoryClients {
+		add("resident, peak", "MB", bench.AtMost(90), peakOf(func(m memory) int64 { return m.resident }))
+		add("resident anonymous, peak", "MB", bench.Budget{}, peakOf(func(m memory) int64 { return m.anonymous }))
+	}
+	for i, all := range rounds {
+		failed := 0
+		for _, s := range all {
+			failed += s.failed
+		}
+		if failed > 0 {
+			r.notes = append(r.notes, fmt.Sprintf("%s%d writes of %s failed, the last with: %v", label, failed, both[i].name(), both[i].lastError))
+		}
+	}
+}
+
+func (r *run) lists(ctx context.Context, both pair[*subject]) error {
+	var took pair[[]time.Duration]
+	err := r.turns(r.Lists, "lists", both, func(i int, u *subject) error {
+		d, err := u.list(ctx, r.Listed)
+		took[i] = append(took[i], d)
+		return err
+	})
+	r.addTimes(fmt.Sprintf("1 node: list of %d keys, p50", r.Listed), 0.5, bench.Budget{}, took)
+	return err
+}
+
+func (r *run) fans(ctx context.Context, both pair[*subject]) error {
+	var rates pair[[]float64]
+	var delays pair[[]time.Duration]
+	err := r.turns(r.Rounds, "watches", both, func(i int, u *subject) error {
+		rate, d, err := u.fanOut(ctx, r.Watchers, r.Slice)
+		rates[i], delays[i] = append(rates[i], rate), append(delays[i], d...)
+		return errors.Join(err, u.settle(ctx))
+	})
+	if err != nil {
+		return err
+	}
+	label := fmt.Sprintf("1 node, %d watchers: ", r.Watchers)
+	r.add(label+"events delivered", "1/s", bench.Budget{}, median(rates[0]), median(rates[1]))
+	r.addTimes(label+"write to last delivery, p50", 0.5, bench.Budget{}, delays)
+	r.addTimes(label+"write to last delivery, p99", 0.99, bench.Budget{}, delays)
+	return nil
+}
+
+func (r *run) starts(ctx context.Context, both pair[*subject]) error {
+	var took pair[[]time.Duration]
+	err := r.turns(r.Starts, "starts", both, func(i int, u *subject) error {
+		d, err := u.restart(ctx)
+		took[i] = append(took[i], d)
+		return errors.Join(err, u.settle(ctx))
+	})
+	r.addTimes("1 node: start to first answer, median", 0.5, bench.Budget{}, took)
+	return err
+}
+
+func (r *run) kills(ctx context.Context, both pair[*subject]) error {
+	var took pair[[]time.Duration]
+	err := r.turns(r.Kills, "leader killed", both, func(i int, u *subject) error {
+		d, err := u.failOver(ctx)
+		took[i] = append(took[i], d)
+		return errors.Join(err, u.settle(ctx))
+	})
+	fiveSeconds := bench.AtMost(5000)
+	r.addTimes("3 nodes: leader killed to next accepted write, median", 0.5, fiveSeconds, took)
+	r.addTimes("3 nodes: leader killed to next accepted write, max", 1, fiveSeconds, took)
+	return err
+}
+
+func (r *run) add(name, unit string, budget bench.Budget, cairn, peer float64) {
+	r.figures = append(r.figures, bench.Figure{Name: name, Unit: unit, Cairn: cairn, Peer: peer, Budget: budget})
+}
+
+func (r *run) addTimes(name string, p float64, budget bench.Budget, took pair[[]time.Duration]) {
+	r.add(name, "ms", budget, milliseconds(percentile(took[0], p)), milliseconds(percentile(took[1], p)))
+}
+
+// medianOf is the median of rounds.
+func medianOf(value func(*slice) float64) func([]*slice) float64 {
+	return func(all []*slice) float64 {
+		var values []float64
+		for _, s := range all {
+			values = append(values, value(s))
+		}
+		return median(values)
+	}
+}
+
+func peakOf(value func(memory) int64) func([]*slice) float64 {
+	return func(all []*slice) float64 {
+		var peak int64
+		for _, s := range all {
+			peak = max(peak, value(s.peak))
+		}
+		return megabytes(peak)
+	}
+}
+
+// percentile returns the value below which the share p of all lies; 0 of
+// none. It sorts them.
+func percentile[T time.Duration | float64](all []T, p float64) T {
+	if len(all) == 0 {
+		return 0
+	}
+	slices.Sort(all)
+	return all[min(int(p*float64(len(all))), len(all)-1)]
+}
+
+func median(all []float64) float64 { return percentile(all, 0.5) }
+
+func milliseconds(d time.Duration) float64 { return float64(d) / 1e6 }
