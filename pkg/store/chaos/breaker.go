@@ -27,8 +27,14 @@ type breaker struct {
 	paused map[int]int
 	full   map[int]int
 	slow   map[int]int
-	told   []string // what happened, for the report
+	told   []told // what happened, for the report
 	faults map[FaultKind]int
+}
+
+// told is something that happened.
+type told struct {
+	at   time.Duration
+	text string
 }
 
 func newBreaker(set *nodes.Set, target Target, h *history.History) *breaker {
@@ -260,5 +266,5 @@ func (b *breaker) tell(f Fault, n *nodes.Node) {
 func (b *breaker) note(format string, args ...any) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.told = append(b.told, fmt.Sprintf("%8.3fs ", b.history.Now().Seconds())+fmt.Sprintf(format, args...))
+	b.told = append(b.told, told{b.history.Now(), fmt.Sprintf(format, args...)})
 }

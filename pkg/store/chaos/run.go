@@ -98,7 +98,7 @@ func Run(ctx context.Context, o Options) (r Report, err error) {
 	r.Problems = append(r.Problems, verdict.Problems...)
 	r.Requests, r.Unknown, r.Changes, r.Faults = verdict.Requests, verdict.Unknown, verdict.Changes, b.faults
 	r.Gap, r.GapAt = gap(h)
-	r.Events = b.told
+	r.Events = events(h, b.told)
 	_, now := leader(ctx, o.Target, set.Nodes)
 	r.Elections = max(now.Term, term) - term
 	for _, n := range set.Nodes {
@@ -204,6 +204,23 @@ func answers(ctx context.Context, n *nodes.Node) error {
 			return err
 		}
 	}
+}
+
+// events are the lines of what happened, with the time that the next write
+// took.
+func events(h *history.History, all []told) []string {
+	var lines []string
+	ops := h.Operations()
+	for _, t := range all {
+		next := time.Duration(-1)
+		for _, o := range ops {
+			if o.Done && o.Call >= t.at && (next < 0 || o.Return-t.at < next) {
+				next = o.Return - t.at
+			}
+		}
+		lines = append(lines, fmt.Sprintf("%8.3fs %s; a write %.2fs later", t.at.Seconds(), t.text, next.Seconds()))
+	}
+	return lines
 }
 
 // gap is the longest time between two acknowledged writes, and when it began.
