@@ -75,6 +75,7 @@ func TestNativeMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Run("secrets are encrypted at rest", func(t *testing.T) { testSecretAtRest(t, m, cluster, state) })
+	t.Run("restore", func(t *testing.T) { testRestore(t, m, cluster) })
 	t.Run("kill -9", func(t *testing.T) {
 		for _, name := range []string{"store", "control", "containerd", "node", "cairnd"} {
 			t.Run(name, func(t *testing.T) { testKill(t, m, cluster, name) })
@@ -127,7 +128,7 @@ func testSecretAtRest(t *testing.T, m Machine, c *Cluster, state string) {
 	if err != nil || string(secret.Data["key"]) != value {
 		t.Fatalf("the secret reads as %q, %v; want %q", secret.Data["key"], err, value)
 	}
-	files, err := filepath.Glob(filepath.Join(state, "var/lib/cairn/store/*"))
+	files, err := filepath.Glob(filepath.Join(state, "var/lib/cairn/store/member/*"))
 	if err != nil || len(files) == 0 {
 		t.Fatalf("the store's files: %v, %v", files, err)
 	}
