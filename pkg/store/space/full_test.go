@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,6 +31,9 @@ import (
 // childDir makes the test binary run a member that writes there.
 const childDir = "CAIRN_TEST_SPACE_DIR"
 
+// params close a segment every 64 entries, so that new ones are soon needed.
+var params = member.SnapshotParams{Threshold: 64, Trailing: 128}
+
 // TestChild is the process of the member: it inserts rows for ever and says
 // which were acknowledged.
 func TestChild(t *testing.T) {
@@ -44,7 +48,7 @@ func TestChild(t *testing.T) {
 }
 
 func startMember(dir string) (*member.Member, *sql.DB, error) {
-	m, err := member.Start(member.Options{Dir: dir, Latency: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
+	m, err := member.Start(member.Options{Dir: dir, Snapshot: params, Latency: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -92,8 +96,14 @@ type writer struct {
 
 func startWriter(t *testing.T, dir string) *writer {
 	t.Helper()
-	w := &writer{cmd: exec.Command(os.Args[0], "-test.run=^TestChild$", "-test.v"), ids: map[int]bool{}, done: make(chan struct{})}
+	return startWriterAs(t, "TestChild", dir)
+}
+
+func startWriterAs(t *testing.T, test, dir string) *writer {
+	t.Helper()
+	w := &writer{cmd: exec.Command(os.Args[0], "-test.run=^"+test+"$", "-test.v"), ids: map[int]bool{}, done: make(chan struct{})}
 	w.cmd.Env = append(os.Environ(), childDir+"="+dir, "MALLOC_ARENA_MAX=1")
+	w.cmd.Stderr = t.Output()
 	out, err := w.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -136,13 +146,21 @@ func (w *writer) counts() (acknowledged, failed int) {
 	return len(w.ids), failed
 }
 
+// said reports whether the child printed the line.
+func (w *writer) said(line string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Contains(w.errs, line)
+}
+
 // waitFor polls until ok holds.
 func (w *writer) waitFor(t *testing.T, what string, ok func(acknowledged, failed int) bool) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); !ok(w.counts()); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			a, f := w.counts()
-			t.Fatalf("%s: not within a minute; %d acknowledged, %d failed\n%s", what, a, f, strings.Join(w.errs, "\n"))
+			w.kill()
+			t.Fatalf("%s: not within a minute; %d acknowledged, %d failed, the process: %v\n%s", what, a, f, w.cmd.ProcessState, strings.Join(w.errs, "\n"))
 		}
 	}
 }
@@ -186,7 +204,7 @@ func disk(t *testing.T, kind string, mib int) string {
 // free, until hold is called; free gives it all back.
 func fill(t *testing.T, at string, leave int64) (hold, free func()) {
 	t.Helper()
-	f, err := os.Create(filepath.Join(at, "filler"))
+	f, err := os.CreateTemp(at, "filler")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -259,13 +277,7 @@ func TestFullDisk(t *testing.T) {
 			w.waitFor(t, "errors on a full disk", func(_, f int) bool { return f >= failed+3 })
 			w.kill()
 			hold()
-			m, db, err := startMember(dir)
-			if err == nil {
-				t.Log("a member starts on a full disk")
-				err = errors.Join(db.Close(), m.Close())
-			} else if !damage.IsFull(err) {
-				t.Errorf("a start on a full disk fails with %v, which IsFull does not know", err)
-			}
+			refused(t, dir)
 			if !c.reserve {
 				free()
 			} else if err := reserve.Release(); err != nil {
@@ -273,6 +285,25 @@ func TestFullDisk(t *testing.T) {
 			}
 			verify(t, dir, w.ids)
 		})
+	}
+}
+
+// refused starts a member on a full disk, in a process of its own: what dqlite
+// leaves in one where it did not start makes it crash later.
+func refused(t *testing.T, dir string) {
+	t.Helper()
+	w := startWriter(t, dir)
+	w.waitFor(t, "the end of a member on a full disk", func(int, int) bool {
+		select {
+		case <-w.done:
+			return true
+		default:
+			return false
+		}
+	})
+	said := strings.Join(w.errs, "\n")
+	if !strings.Contains(said, "failed:") || !damage.IsFull(errors.New(said)) {
+		t.Errorf("a member that starts on a full disk ends with something that IsFull does not know: %s", said)
 	}
 }
 
@@ -352,6 +383,7 @@ func TestMonitor(t *testing.T) {
 		// 2 MiB more than the limit, and the reserve's space beside it: not
 		// enough to leave the state.
 		{"hardly better", limits.Full + 2<<20 + reserve.Size(), space.Full, false},
+		{"all gone", 1 << 20, space.Exhausted, false},
 		{"better", limits.Full*5/4 + 2<<20 + reserve.Size(), space.Low, false},
 		{"empty again", -1, space.OK, true},
 	} {

@@ -21,6 +21,10 @@ const (
 	Low
 	// Full: writes should be refused before dqlite meets the end.
 	Full
+	// Exhausted: the reserve's space is nearly used up too. A member of a
+	// cluster must be stopped until the state is better than Full: see the
+	// package's documentation.
+	Exhausted
 )
 
 func (s State) String() string {
@@ -31,27 +35,31 @@ func (s State) String() string {
 		return "low"
 	case Full:
 		return "full"
+	case Exhausted:
+		return "exhausted"
 	default:
 		return fmt.Sprintf("state %d", int(s))
 	}
 }
 
-// Thresholds are the free bytes, the reserve not counted, below which a
-// state begins. It ends at a quarter more.
-type Thresholds struct{ Low, Full int64 }
+// Thresholds are the free bytes below which a state begins. Low and Full do
+// not count the reserve, whether it is held or released, and end at a quarter
+// more; Exhausted counts all that is free and ends with Full.
+type Thresholds struct{ Low, Full, Exhausted int64 }
 
 // DefaultThresholds are for a file system of the given size. Full is what
 // dqlite writes until it is noticed that it must not: three segments, a
 // snapshot and the log between two snapshots.
 func DefaultThresholds(size int64) Thresholds {
-	const full = 48 << 20
-	t := Thresholds{Full: min(full, size/16)}
+	const full, exhausted = 48 << 20, 24 << 20
+	t := Thresholds{Full: min(full, size/16), Exhausted: min(exhausted, size/32)}
 	t.Low = min(4*t.Full, size/8)
 	return t
 }
 
-// Next is the state that follows state s at the given free bytes.
-func (t Thresholds) Next(s State, free int64) State {
+// Next is the state that follows state s where free bytes are free beyond the
+// reserve, and all in all.
+func (t Thresholds) Next(s State, free, all int64) State {
 	begins := func(limit int64, in bool) bool {
 		if in {
 			limit += limit / 4
@@ -59,7 +67,9 @@ func (t Thresholds) Next(s State, free int64) State {
 		return free < limit
 	}
 	switch {
-	case begins(t.Full, s == Full):
+	case all < t.Exhausted, s == Exhausted && begins(t.Full, true):
+		return Exhausted
+	case begins(t.Full, s >= Full):
 		return Full
 	case begins(t.Low, s != OK):
 		return Low
@@ -158,7 +168,7 @@ func (m *Monitor) Run(ctx context.Context, changed func(State, Usage)) {
 }
 
 // Look finds out the state now, and releases or rebuilds the reserve
-// accordingly. It is for a member's start, which needs some space: look, then
+// accordingly. The usage does not count the reserve as free. It is for a member's start, which needs some space: look, then
 // start.
 func (m *Monitor) Look() (State, Usage, error) {
 	m.mu.Lock()
@@ -168,13 +178,14 @@ func (m *Monitor) Look() (State, Usage, error) {
 		return m.state, u, err
 	}
 	var held int64
+	all := u.Free
 	if m.reserve != nil {
 		// As if the reserve were taken: its release does not end a shortage.
 		held = m.reserve.Held()
 		u.Free = max(0, u.Free-m.reserve.Size()+held)
 	}
 	was := m.state
-	m.state = m.thresholds.Next(was, u.Free)
+	m.state = m.thresholds.Next(was, u.Free, all)
 	if m.state != was {
 		m.log.Warn("store: space on the disk", "was", was, "is", m.state, "free_mib", u.Free>>20, "size_mib", u.Size>>20)
 	}
@@ -188,7 +199,7 @@ func (m *Monitor) Look() (State, Usage, error) {
 func (m *Monitor) settle(held int64) {
 	var err error
 	switch {
-	case m.state == Full && held > 0:
+	case m.state >= Full && held > 0:
 		err = m.reserve.Release()
 	case m.state == OK && held < m.reserve.Size():
 		err = m.reserve.Rebuild()

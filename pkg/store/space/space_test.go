@@ -10,26 +10,30 @@ import (
 )
 
 func TestThresholds(t *testing.T) {
-	limits := Thresholds{Low: 200, Full: 100}
+	limits := Thresholds{Low: 200, Full: 100, Exhausted: 50}
 	for _, c := range []struct {
 		was  State
 		free int64
 		want State
 	}{
+		{OK, 49, Exhausted}, {Full, 49, Exhausted}, {Exhausted, 124, Exhausted}, {Exhausted, 125, Low}, {Exhausted, 250, OK},
 		{OK, 200, OK}, {OK, 199, Low}, {OK, 99, Full},
 		{Low, 249, Low}, {Low, 250, OK}, {Low, 100, Low}, {Low, 99, Full},
-		{Full, 124, Full}, {Full, 125, Low}, {Full, 249, Low}, {Full, 250, OK}, {Full, 0, Full},
+		{Full, 124, Full}, {Full, 125, Low}, {Full, 249, Low}, {Full, 250, OK}, {Full, 50, Full},
 	} {
-		if got := limits.Next(c.was, c.free); got != c.want {
+		if got := limits.Next(c.was, c.free, c.free); got != c.want {
 			t.Errorf("after %v with %d free: %v; want %v", c.was, c.free, got, c.want)
 		}
+	}
+	if got := limits.Next(Full, 0, 64); got != Full {
+		t.Errorf("with the space of the reserve: %v; want full", got)
 	}
 }
 
 func TestDefaultThresholds(t *testing.T) {
 	for _, size := range []int64{64 << 20, 512 << 20, 1 << 30, 8 << 30, 1 << 40} {
 		d := DefaultThresholds(size)
-		if d.Full <= 0 || d.Low <= d.Full*5/4 || d.Low > size/8 {
+		if d.Full <= 0 || d.Exhausted <= 0 || d.Exhausted >= d.Full || d.Low <= d.Full*5/4 || d.Low > size/8 {
 			t.Errorf("thresholds of a disk of %d MiB: %+v", size>>20, d)
 		}
 	}
@@ -81,6 +85,7 @@ func TestRun(t *testing.T) {
 		want   State
 	}{
 		{Thresholds{Low: 2, Full: 1}, OK},
+		{Thresholds{Low: u.Size * 4, Full: u.Size * 3, Exhausted: u.Size * 2}, Exhausted},
 		{Thresholds{Low: u.Size * 2, Full: 1}, Low},
 		{Thresholds{Low: u.Size * 4, Full: u.Size * 2}, Full},
 	} {
