@@ -70,6 +70,11 @@
 //     and a later one is there, keeps dqlite from starting: "unexpected format
 //     version 0" (src/raft/uv_segment.c, uvSegmentLoadOpen; package damage
 //     removes such a segment, which holds nothing acknowledged).
-//   - The directory of a new member, and that of snapshots, could be lost with
-//     all that was in it where directories are not in one journal.
+//   - The directories of a new member, of snapshots and of what is set aside
+//     could be lost with all that was in them where directories are not in one
+//     journal.
+//
+// With that, in 2026-11: 4,628 states of 1,157 cuts in the life of a store that
+// acknowledged 7,526 operations, took 21 snapshots and closed 25 segments,
+// and no loss, and no member that did not start by itself.
 package powerloss
