@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -60,7 +61,15 @@ func TestPlanted(t *testing.T) {
 func judge(t *testing.T, socket string, plant func(node int, c *clientv3.Client), want string) {
 	t.Helper()
 	w := &workload{seed: 1, sockets: []string{socket, socket}, clients: 6, history: history.New(), plant: plant}
-	_, err := w.run(t.Context(), func() error { return pause(t.Context(), 2*time.Second) })
+	const requests = 700 // so that each fault comes several times
+	_, err := w.run(t.Context(), func() error {
+		for range 600 {
+			if err := pause(t.Context(), 100*time.Millisecond); err != nil || len(w.history.Operations()) >= requests {
+				return err
+			}
+		}
+		return fmt.Errorf("%d requests in a minute; want %d", len(w.history.Operations()), requests)
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,9 +77,6 @@ func judge(t *testing.T, socket string, plant func(node int, c *clientv3.Client)
 	found := strings.Join(v.Problems, "\n")
 	if want == "" && !v.Ok() || !strings.Contains(found, want) {
 		t.Errorf("after %d requests the problems are\n%s\nwant %q", v.Requests, found, want)
-	}
-	if v.Changes < 50 {
-		t.Errorf("%d changes in %d requests; want more to judge", v.Changes, v.Requests)
 	}
 	t.Logf("%d requests, %d changes; the checker says:\n%s", v.Requests, v.Changes, found)
 }
