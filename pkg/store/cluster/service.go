@@ -139,7 +139,7 @@ func (n *Node) openService(ctx context.Context) (_ *service, err error) {
 		_ = s.inbox.Close() // Who comes from now on is sent to the next leader.
 	})
 	s.tasks.Go(func() { n.manage(run, s) })
-	s.tasks.Go(func() { n.keepSnapshots(run, s) })
+	n.tasks.Go(func() { n.keepSnapshots(run, s) }) // Of the node: the next leader's clients do not wait for a disk.
 	return s, nil
 }
 

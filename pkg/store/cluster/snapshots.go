@@ -44,7 +44,8 @@ func (n *Node) keeper() (*snapshot.Keeper, error) {
 	return k, nil
 }
 
-// keepSnapshots takes snapshots on schedule while this member leads.
+// keepSnapshots takes snapshots on schedule while this member leads. One that
+// is read back from the disk when the term ends goes on for a moment after it.
 func (n *Node) keepSnapshots(ctx context.Context, s *service) {
 	k, err := n.keeper()
 	if err != nil {
