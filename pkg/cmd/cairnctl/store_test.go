@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -324,5 +325,38 @@ func TestStoreHelp(t *testing.T) {
 		if cmd.Short == "" || cmd.Example == "" {
 			t.Errorf("%s lacks help", cmd.CommandPath())
 		}
+	}
+}
+
+// TestStoreInterrupted: an operator who interrupts a restore is left with a
+// node that runs.
+func TestStoreInterrupted(t *testing.T) {
+	s := newStoreNode(t)
+	s.status.Members = nil
+	s.tool(`test "$1" = verify || exec sleep 60`)
+	ctx, interrupt := context.WithCancel(t.Context())
+	ended := make(chan int, 1)
+	var out, errs strings.Builder
+	go func() { ended <- run(ctx, &out, &errs, []string{"store", "restore", "/snap.db", "--yes"}, s.paths) }()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		data, _ := os.ReadFile(s.storeProgram + ".calls")
+		if strings.Contains(string(data), "restore") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("nothing is restored: %q", data)
+		}
+	}
+	interrupt()
+	select {
+	case code := <-ended:
+		if code != exitFailed || !strings.Contains(errs.String(), "cairn-store restore:") {
+			t.Errorf("exit code %d, %q", code, errs.String())
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("it goes on")
+	}
+	if did := s.did(); !strings.HasSuffix(did, "--yes\nstart store\nstart control") {
+		t.Errorf("what was done: %s\nwant that both are started at the end", did)
 	}
 }
