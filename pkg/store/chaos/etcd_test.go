@@ -32,6 +32,13 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if ended, code, err := nodes.Contain(); ended || err != nil {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+		os.Exit(code)
+	}
 	var err error
 	if scratch, err = os.MkdirTemp("", "cairn-chaos-test-"); err != nil {
 		fmt.Fprintln(os.Stderr, err)

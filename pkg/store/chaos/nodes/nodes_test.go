@@ -28,6 +28,13 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if ended, code, err := Contain(); ended || err != nil {
+		if err != nil {
+			fmt.Println(err)
+			code = 1
+		}
+		os.Exit(code)
+	}
 	os.Exit(m.Run())
 }
 
@@ -222,6 +229,10 @@ func clock1(ctx context.Context, t *testing.T, n *Node, logs []*output) {
 }
 
 func disk1(t *testing.T, a, b *Node) {
+	// The machine must not see the mount: a killed test would leave it.
+	if mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mounts", os.Getppid())); err != nil || bytes.Contains(mounts, []byte(a.Dir)) {
+		t.Errorf("mounts of the parent: %v; want none of %s", err, a.Dir)
+	}
 	write := func(n *Node) error {
 		f, err := os.OpenFile(filepath.Join(n.Dir, "file"), os.O_CREATE|os.O_WRONLY|unix.O_DIRECT, 0o600)
 		if err != nil {
