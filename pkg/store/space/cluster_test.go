@@ -126,13 +126,14 @@ func (v *voters) keep(dir string, id uint64) error {
 	}
 }
 
-// handOver makes the first member the leader if m is it: a leader that is
-// closed while it writes may abort the process.
+// handOver makes the first member the leader if m is it, and waits until m has
+// stored what it began: dqlite may abort the process when it is closed before.
 func (v *voters) handOver(m *member.Member) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	if info, err := m.Leader(ctx); err == nil && info.ID == m.ID() {
 		fmt.Println("hand over", m.Transfer(ctx, v.ids[0]))
+		time.Sleep(time.Second)
 	}
 }
 
@@ -200,7 +201,7 @@ func insert(m *member.Member, id int) (int, error) {
 // which is stopped while it is full: the others serve on, and the member
 // catches up when there is space again.
 func TestFullDiskOfOne(t *testing.T) {
-	for _, role := range []string{"follower"} {
+	for _, role := range []string{"follower", "leader"} {
 		t.Run(role, func(t *testing.T) {
 			at, base := disk(t, "ext4", 512), t.TempDir()
 			third := filepath.Join(at, "member")

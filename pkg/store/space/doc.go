@@ -12,9 +12,9 @@
 //     down at once. Clients are told "leader exec failed" or "not leader" (10250): no error says that the disk is full. A
 //     lone member elects itself anew at once and fails at the next write; of several, one with space becomes leader. A
 //     follower refuses the entries.
-//   - The leader of several may abort the process (assertion in src/lib/sm.c, sm_move) when its own write fails after the
-//     others have stored the entry. (It does so too when it is closed while it writes, once in some 15 times: hand over
-//     first.)
+//   - The leader of several may abort the process: where its own write fails, or is cancelled by a close, after the others
+//     have stored the entry (an assertion of sm_move, by appendLeaderCb, logTruncate, refsDecr). So a leader should hand
+//     over, and then be given a second to store what it began, before it is closed.
 //   - The flag `errored` that it sets is read nowhere: the next write prepares a segment anew. So a lone member goes on by
 //     itself as soon as there is space, within the pauses of the driver.
 //   - A member does not start on a full disk: it probes the file system with a file of 4 KiB (damage.IsFull). The process

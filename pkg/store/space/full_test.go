@@ -157,10 +157,16 @@ func (w *writer) said(line string) bool {
 func (w *writer) waitFor(t *testing.T, what string, ok func(acknowledged, failed int) bool) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); !ok(w.counts()); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
+		ended := false
+		select {
+		case <-w.done:
+			ended = !ok(w.counts())
+		default:
+		}
+		if ended || time.Now().After(end) {
 			a, f := w.counts()
 			w.kill()
-			t.Fatalf("%s: not within a minute; %d acknowledged, %d failed, the process: %v\n%s", what, a, f, w.cmd.ProcessState, strings.Join(w.errs, "\n"))
+			t.Fatalf("%s: not within a minute, or the process ended: %v; %d acknowledged, %d failed\n%s", what, w.cmd.ProcessState, a, f, strings.Join(w.errs, "\n"))
 		}
 	}
 }
