@@ -146,7 +146,9 @@ func (n *Node) watchSpace() error {
 }
 
 // pressures says what the store does in each state of the disk.
-var pressures = map[space.State]store.Pressure{space.OK: store.Relaxed, space.Low: store.Shed, space.Full: store.Full}
+var pressures = map[space.State]store.Pressure{
+	space.OK: store.Relaxed, space.Low: store.Shed, space.Full: store.Full, space.Exhausted: store.Full,
+}
 
 // full says that the disk is.
 func (n *Node) full() bool { return store.Pressure(n.pressure.Load()) == store.Full }
