@@ -72,7 +72,7 @@ func use(t *testing.T, socket string, want int64) {
 		t.Error(err)
 	}
 	status, err := c.Status(t.Context(), "unix://"+socket)
-	if err != nil || status.DbSize < 4096 {
+	if err != nil || status.DbSize <= 0 {
 		t.Errorf("status = %+v, %v; want a size", status, err)
 	}
 }
