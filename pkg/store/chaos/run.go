@@ -26,8 +26,8 @@ type Options struct {
 	Nodes  int
 	// Length is the time in which faults come.
 	Length time.Duration
-	// Dir holds the nodes' disks, Output what a failed run leaves, or each if
-	// Keep is set.
+	// Dir holds the nodes' disks, Output what a failed run leaves, one in which
+	// a program ended by itself, or each if Keep is set.
 	Dir, Output string
 	Keep        bool
 }
@@ -106,7 +106,7 @@ func Run(ctx context.Context, o Options) (r Report, err error) {
 			r.Exits = append(r.Exits, fmt.Sprintf("node %d: %s", n.Index, exit))
 		}
 	}
-	if len(r.Problems) > 0 || o.Keep {
+	if len(r.Problems) > 0 || len(r.Exits) > 0 || o.Keep {
 		r.Output = logs.dir
 		err = keep(logs.dir, r, plan, h, verdict)
 	}
