@@ -4,6 +4,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -166,6 +167,20 @@ func TestLoneDamage(t *testing.T) {
 	}
 }
 
+// exhausted waits until a node ends because its disk is full to the end; its
+// supervisor would start it anew, and it would wait for space.
+func (c *testCluster) exhausted(n *testNode) {
+	c.t.Helper()
+	select {
+	case err := <-n.ended:
+		if !errors.Is(err, errExhausted) {
+			c.t.Fatalf("%s ended: %v; want because of the full disk", n.name, err)
+		}
+	case <-time.After(formLimit):
+		c.t.Fatalf("%s goes on with a disk that is full to the end", n.name)
+	}
+}
+
 // TestFullDisk fills a member's disk, a follower's and then the leader's: the
 // cluster serves on, and the member goes on when there is space again.
 func TestFullDisk(t *testing.T) {
@@ -184,6 +199,7 @@ func TestFullDisk(t *testing.T) {
 	for round, n := range []*testNode{c.nodes[(slices.Index(c.nodes, leader)+1)%3], leader} {
 		ballast := filepath.Join(n.config.Dir, "ballast")
 		occupy(t, ballast)
+		c.exhausted(n)
 		other := c.nodes[(slices.Index(c.nodes, n)+1)%3]
 		client := c.client(t, other)
 		deadline := time.Now().Add(formLimit)
@@ -205,6 +221,7 @@ func TestFullDisk(t *testing.T) {
 		if err := os.Remove(ballast); err != nil {
 			t.Fatal(err)
 		}
+		c.start(n)
 		c.roles(other, "n1 voter", "n2 voter", "n3 voter")
 		compare(t, c.client(t, n), written)
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,6 +41,10 @@ const (
 	gossipLimit    = 5 * time.Second
 	// transferLimit bounds the hand-over of leadership.
 	transferLimit = 5 * time.Second
+	// settleTime is how long a member that led goes on before it is closed:
+	// dqlite aborts the process when it closes a leader, or one that was it a
+	// moment ago, with entries on their way (uvAppendClose, sm_move).
+	settleTime = time.Second
 )
 
 // Network says how a member is reached by others.
@@ -92,7 +97,8 @@ type Node struct {
 	askers    map[uint64]*asker
 	joining   error // why a join has not succeeded yet
 
-	replaces uint64 // the member that this one was before its data were set aside
+	replaces uint64    // the member that this one was before its data were set aside
+	led      time.Time // when this member served last; of lead alone, and after it
 	space    *space.Monitor
 	pressure atomic.Int32 // a store.Pressure: of the disk
 }
@@ -163,7 +169,7 @@ func (n *Node) listen(ctx context.Context) (net.Listener, error) {
 
 // start runs the member and connects it.
 func (n *Node) start(ctx context.Context) error {
-	if err := n.watchSpace(); err != nil {
+	if err := n.watchSpace(ctx); err != nil {
 		return err
 	}
 	if err := n.prepare(); err != nil {
@@ -239,6 +245,9 @@ func (n *Node) close() error {
 		n.mu.Unlock()
 		_ = n.peers.Close()
 	}
+	if rest := settleTime - time.Since(n.led); n.network != nil && !n.led.IsZero() && rest > 0 {
+		<-time.After(rest)
+	}
 	errs = append(errs, n.member.Close())
 	if err := damage.UpdateMark(memberDir(n.config.Dir)); err != nil {
 		n.log.Warn("store: note how far the log has come", "error", err)
@@ -306,6 +315,7 @@ func (n *Node) step(ctx context.Context) bool {
 		if err := s.close(); err != nil {
 			n.log.Debug("store: close", "error", err)
 		}
+		n.led = time.Now()
 		return false
 	}
 	if leader != n.member.ID() {
@@ -361,8 +371,16 @@ func (n *Node) leader(ctx context.Context) uint64 {
 	return newest.leader
 }
 
-// viewAll asks everybody in the address book.
+// viewAll asks everybody in the address book. Leaders who are no members as far
+// as this member knows are those of a cluster that it left by a recovery.
 func (n *Node) viewAll(ctx context.Context) []view {
+	infos, err := n.member.Members(ctx)
+	if err != nil {
+		return nil
+	}
+	stranger := func(id uint64) bool {
+		return id != 0 && len(infos) > 0 && !slices.ContainsFunc(infos, func(i member.Info) bool { return i.ID == id })
+	}
 	var mu sync.Mutex
 	var views []view
 	var wg sync.WaitGroup
@@ -371,7 +389,7 @@ func (n *Node) viewAll(ctx context.Context) []view {
 			continue
 		}
 		wg.Go(func() {
-			if v, err := n.ask(ctx, id); err == nil {
+			if v, err := n.ask(ctx, id); err == nil && !stranger(v.leader) {
 				mu.Lock()
 				views = append(views, v)
 				mu.Unlock()
@@ -420,6 +438,7 @@ func (n *Node) handOver() {
 	if err := s.close(); err != nil {
 		n.log.Debug("store: close", "error", err)
 	}
+	n.led = time.Now()
 	if n.network == nil {
 		return
 	}

@@ -130,9 +130,13 @@ func (n *Node) newestSnapshot() string {
 	return info.Path
 }
 
-// watchSpace reserves space and looks how much there is before the member
-// starts: dqlite does not start on a full disk.
-func (n *Node) watchSpace() error {
+// errExhausted ends a member of a cluster; its process starts anew.
+var errExhausted = errors.New("the disk is full to the end: this member stops until there is space, before it is harmed by what it cannot store")
+
+// watchSpace reserves space, and waits until there is enough to start: dqlite
+// does not start on a full disk, and a member of a cluster that does is harmed
+// when it is sent a snapshot that it cannot store (see pkg/store/space).
+func (n *Node) watchSpace(ctx context.Context) error {
 	reserve, err := space.NewReserve(filepath.Join(n.config.Dir, reserveFile), 0)
 	if err != nil {
 		n.log.Warn("store: no space is reserved", "error", err)
@@ -140,9 +144,28 @@ func (n *Node) watchSpace() error {
 	if n.space, err = space.NewMonitor(n.config.Dir, reserve, space.Thresholds{}, n.log); err != nil {
 		return err
 	}
-	state, _, err := n.space.Look()
-	n.pressure.Store(int32(pressures[state]))
-	return err
+	enough := space.Full
+	if n.config.Network != nil {
+		enough = space.Low
+	}
+	ticker := time.NewTicker(guardInterval)
+	defer ticker.Stop()
+	for said := false; ; {
+		state, _, err := n.space.Look()
+		n.pressure.Store(int32(pressures[state]))
+		if err != nil || state <= enough {
+			return err
+		}
+		if !said {
+			said = true
+			n.log.Error("store: the disk is full; the member starts as soon as there is space", "dir", n.config.Dir)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+	}
 }
 
 // pressures says what the store does in each state of the disk.
@@ -153,15 +176,30 @@ var pressures = map[space.State]store.Pressure{
 // full says that the disk is.
 func (n *Node) full() bool { return store.Pressure(n.pressure.Load()) == store.Full }
 
-// followSpace tells the Backend how short space is, until ctx ends.
+// followSpace tells the Backend how short space is, until ctx ends. One of
+// several members ends when there is none at all.
 func (n *Node) followSpace(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	n.space.Run(ctx, func(state space.State, _ space.Usage) {
+		if state == space.Exhausted && n.config.Network != nil && !n.alone(ctx) {
+			cancel(errExhausted)
+		}
 		n.pressure.Store(int32(pressures[state]))
 		if s := n.route().service; s != nil {
 			s.backend.SetPressure(pressures[state])
 		}
 	})
+	if err := context.Cause(ctx); errors.Is(err, errExhausted) {
+		return err
+	}
 	return nil
+}
+
+// alone says that there is no other member.
+func (n *Node) alone(ctx context.Context) bool {
+	infos, err := n.member.Members(ctx)
+	return err == nil && len(infos) == 1
 }
 
 // mark notes now and then, and at the end, how far the log has come.
