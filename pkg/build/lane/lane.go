@@ -5,6 +5,7 @@
 package lane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,7 +76,7 @@ var lanePackages = map[string][]string{
 
 // apartPackages hold the tests of the lanes apart, all of them the store's.
 var apartPackages = map[string][]string{
-	"chaos": {"./pkg/store/chaos/..."},
+	"chaos": {"./pkg/store/chaos/...", "./pkg/store/powerloss/..."},
 }
 
 // Run runs the lanes one after the other and returns an error when anything
@@ -110,7 +111,8 @@ func Run(ctx context.Context, o Options) error {
 
 func commands(ctx context.Context, lane string, o Options) ([]command, error) {
 	if packages, apart := apartPackages[lane]; apart {
-		return []command{goTest(lane, o, o.StoreEnv, "-p=1", "-timeout=24h", packages)}, nil
+		env := append([]string{"CAIRN_POWERCUTS=" + cmp.Or(os.Getenv("CAIRN_POWERCUTS"), "1000")}, o.StoreEnv...)
+		return []command{goTest(lane, o, env, "-p=1", "-timeout=24h", packages)}, nil
 	}
 	if lane != "unit" {
 		return []command{goTest(lane, o, []string{"CGO_ENABLED=0"}, "-p=1", "-timeout=80m", lanePackages[lane])}, nil
