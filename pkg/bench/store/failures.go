@@ -14,24 +14,24 @@ import (
 // the start of the process to the first answer with an object.
 func (u *subject) restart(ctx context.Context) (time.Duration, error) {
 	m, key := u.members[0], u.entries[0].key
-	ctx, cancel := context.WithTimeout(ctx, formLimit)
+	waiting, cancel := context.WithTimeout(ctx, formLimit)
 	defer cancel()
-	if err := m.stop(ctx); err != nil {
+	if err := m.stop(waiting); err != nil {
 		return 0, err
 	}
 	start := time.Now()
-	if err := u.startMember(m); err != nil {
+	if err := u.startMember(ctx, m); err != nil {
 		return 0, err
 	}
 	for {
-		err := m.ask(ctx, key)
+		err := m.ask(waiting, key)
 		if err == nil {
 			return time.Since(start), nil
 		}
-		if failed := errors.Join(m.failure(), ctx.Err()); failed != nil {
+		if failed := errors.Join(m.failure(), waiting.Err()); failed != nil {
 			return 0, fmt.Errorf("%s: start: %w", u.name(), errors.Join(failed, err))
 		}
-		if err := pause(ctx, 2*time.Millisecond); err != nil {
+		if err := pause(waiting, 2*time.Millisecond); err != nil {
 			return 0, err
 		}
 	}
@@ -88,7 +88,7 @@ func (u *subject) failOver(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, fmt.Errorf("%s: after its leader was killed: %w", u.name(), err)
 	}
-	if err := u.startMember(leader); err != nil {
+	if err := u.startMember(ctx, leader); err != nil {
 		return 0, err
 	}
 	_, err = u.leader(ctx)

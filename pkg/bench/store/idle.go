@@ -95,19 +95,19 @@ func startIdler(ctx context.Context, k kind, built *image.Output, address netip.
 	if err := os.RemoveAll(data); err != nil {
 		return fail(err)
 	}
-	if i.system, err = newSystem(ctx, k, 1, data); err != nil {
+	if i.system, err = newSystem(k, 1, data); err != nil {
 		return fail(err)
 	}
 	i.system.members[0].socket = m.socket
-	if err := m.setAside(); err != nil {
-		return fail(err)
+	if err = m.setAside(); err == nil {
+		err = i.system.start(ctx)
 	}
-	if err := i.system.start(ctx); err != nil {
-		return fail(err)
+	if err == nil {
+		// The new store is empty: the node registers when its kubelet starts.
+		err = m.restart(ctx, "control", "node")
 	}
-	// The new store is empty: the node registers when its kubelet starts.
-	if err := m.restart(ctx, "control", "node"); err != nil {
-		return fail(errors.Join(err, i.system.stop(ctx)))
+	if err != nil {
+		return fail(errors.Join(err, i.system.stop(context.WithoutCancel(ctx))))
 	}
 	return i, nil
 }

@@ -27,9 +27,13 @@ type mix struct {
 	// What the recorded machine had, created and updated. Each resource counts
 	// as often as it did, its templates alike.
 	kept, created, updated choice
+	gets, lists            choice // of resources only: each has an empty template
 	// updates of all writes; creations and deletions are half of the rest
 	// each, since in the long run whatever is created is deleted or expires.
 	updates float64
+	// reads are the gets and lists of all requests, listing those of lists of
+	// all reads.
+	reads, listing float64
 }
 
 // choice draws templates.
@@ -40,17 +44,22 @@ type choice struct {
 
 func newMix(r *Recording) (*mix, error) {
 	m := &mix{resources: r.Resources}
-	creates, updates := 0, 0
+	creates, updates, deletes, gets, lists := 0, 0, 0, 0, 0
 	for i, res := range r.Resources {
 		m.kept.add(i, res.Live, res.Kept)
 		m.created.add(i, res.Creates, res.Created)
 		m.updated.add(i, res.Updates, res.Updated)
-		creates, updates = creates+res.Creates, updates+res.Updates
+		m.gets.add(i, res.Gets, []Object{{}})
+		m.lists.add(i, res.Lists, []Object{{}})
+		creates, updates, deletes = creates+res.Creates, updates+res.Updates, deletes+res.Deletes
+		gets, lists = gets+res.Gets, lists+res.Lists
 	}
-	if len(m.kept.bounds) == 0 || creates == 0 || updates == 0 {
-		return nil, errors.New("the recording lacks objects, creations or updates: record anew with ./build.sh bench store --record")
+	if len(m.kept.bounds) == 0 || creates == 0 || updates == 0 || gets == 0 || lists == 0 {
+		return nil, errors.New("the recording lacks objects, creations, updates, gets or lists: record anew with ./build.sh bench store --record")
 	}
 	m.updates = float64(updates) / float64(updates+2*creates)
+	m.reads = float64(gets+lists) / float64(gets+lists+creates+updates+deletes)
+	m.listing = float64(lists) / float64(gets+lists)
 	return m, nil
 }
 

@@ -38,8 +38,12 @@ var Quick = Plan{
 	Listed: 1000, Lists: 3, Watchers: 100, Starts: 1, Kills: 1,
 }
 
-// memoryClients is the number of clients under whose load memory is told.
-const memoryClients = 8
+const (
+	// memoryClients is the number of clients under whose load memory is told.
+	memoryClients = 8
+	// mixedClients is the number of those that read as well.
+	mixedClients = 8
+)
 
 // run is a measurement on its way.
 type run struct {
@@ -102,7 +106,7 @@ func (r *run) measure(ctx context.Context, nodes int) (err error) {
 	entries := 0
 	for i, k := range []kind{cairn{r.programs.Store}, etcd{r.programs.Etcd}} {
 		r.step.Update("load " + k.name())
-		s, err := newSystem(ctx, k, nodes, filepath.Join(r.dir, fmt.Sprintf("%s-%d", k.name(), nodes)))
+		s, err := newSystem(k, nodes, filepath.Join(r.dir, fmt.Sprintf("%s-%d", k.name(), nodes)))
 		if err != nil {
 			return err
 		}
@@ -115,6 +119,9 @@ func (r *run) measure(ctx context.Context, nodes int) (err error) {
 	}
 	r.step.Update(fmt.Sprintf("%d objects loaded", entries))
 	if err := r.writes(ctx, name, both); err != nil {
+		return err
+	}
+	if err := r.requests(ctx, name, both); err != nil {
 		return err
 	}
 	if nodes == 1 {
@@ -145,7 +152,7 @@ func (r *run) writes(ctx context.Context, name string, both pair[*subject]) erro
 			for turn := range both {
 				i := (round + turn) % 2
 				r.step.Update(what + ", " + both[i].name())
-				s, err := both[i].write(ctx, clients, r.Slice)
+				s, err := both[i].request(ctx, clients, r.Slice, 0)
 				if err != nil {
 					return err
 				}
@@ -156,6 +163,15 @@ func (r *run) writes(ctx context.Context, name string, both pair[*subject]) erro
 	for _, clients := range r.Clients {
 		r.writeFigures(name, clients, pair[[]*slice]{rounds[0][clients], rounds[1][clients]}, both)
 	}
+	var kept pair[float64]
+	for i, u := range both {
+		size, err := u.size()
+		if err != nil {
+			return err
+		}
+		kept[i] = megabytes(size)
+	}
+	r.add(name+": on disk after the writes, all nodes", "MB", bench.Budget{}, kept[0], kept[1])
 	return nil
 }
 
@@ -168,32 +184,49 @@ func (r *run) writeFigures(name string, clients int, rounds pair[[]*slice], both
 	add := func(what, unit string, budget bench.Budget, value func([]*slice) float64) {
 		r.add(label+what, unit, budget, value(rounds[0]), value(rounds[1]))
 	}
-	latency := func(p float64) func([]*slice) float64 {
-		return func(all []*slice) float64 {
-			var pooled []time.Duration
-			for _, s := range all {
-				pooled = append(pooled, s.latencies...)
-			}
-			return milliseconds(percentile(pooled, p))
-		}
-	}
-	add("writes", "1/s", bench.AtLeastPeer(1), medianOf(func(s *slice) float64 { return float64(len(s.latencies)) / s.elapsed.Seconds() }))
+	add("writes", "1/s", bench.AtLeastPeer(1), perSecond)
 	add("write p50", "ms", bench.Budget{}, latency(0.5))
 	add("write p99", "ms", bench.Budget{}, latency(0.99))
 	add("disk written per write", "kB", bench.AtMostPeer(1), medianOf(func(s *slice) float64 { return float64(s.written) / 1e3 / float64(len(s.latencies)) }))
+	add("processor time per write", "us", bench.Budget{}, medianOf(func(s *slice) float64 { return float64(s.cpu.Microseconds()) / float64(len(s.latencies)) }))
 	if clients == memoryClients {
 		add("resident, peak", "MB", bench.AtMost(90), peakOf(func(m memory) int64 { return m.resident }))
 		add("resident anonymous, peak", "MB", bench.Budget{}, peakOf(func(m memory) int64 { return m.anonymous }))
 	}
+	r.noteFailures(label, rounds, both)
+}
+
+// noteFailures tells of requests that failed.
+func (r *run) noteFailures(label string, rounds pair[[]*slice], both pair[*subject]) {
 	for i, all := range rounds {
 		failed := 0
 		for _, s := range all {
 			failed += s.failed
 		}
 		if failed > 0 {
-			r.notes = append(r.notes, fmt.Sprintf("%s%d writes of %s failed, the last with: %v", label, failed, both[i].name(), both[i].lastError))
+			r.notes = append(r.notes, fmt.Sprintf("%s%d requests to %s failed, the last with: %v", label, failed, both[i].name(), both[i].lastError))
 		}
 	}
+}
+
+// requests measures reads and writes together, in the proportions recorded.
+func (r *run) requests(ctx context.Context, name string, both pair[*subject]) error {
+	var rounds pair[[]*slice]
+	err := r.turns(r.Rounds, "reads and writes", both, func(i int, u *subject) error {
+		s, err := u.request(ctx, mixedClients, r.Slice, r.mix.reads)
+		rounds[i] = append(rounds[i], s)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	label := fmt.Sprintf("%s, %d clients, %.0f %% reads: ", name, mixedClients, 100*r.mix.reads)
+	r.add(label+"requests", "1/s", bench.Budget{}, perSecond(rounds[0]), perSecond(rounds[1]))
+	for _, p := range []float64{0.5, 0.99} {
+		r.add(fmt.Sprintf("%srequest p%.0f", label, 100*p), "ms", bench.Budget{}, latency(p)(rounds[0]), latency(p)(rounds[1]))
+	}
+	r.noteFailures(label, rounds, both)
+	return nil
 }
 
 func (r *run) lists(ctx context.Context, both pair[*subject]) error {
@@ -255,6 +288,22 @@ func (r *run) add(name, unit string, budget bench.Budget, cairn, peer float64) {
 
 func (r *run) addTimes(name string, p float64, budget bench.Budget, took pair[[]time.Duration]) {
 	r.add(name, "ms", budget, milliseconds(percentile(took[0], p)), milliseconds(percentile(took[1], p)))
+}
+
+// latency returns a function that tells a percentile over all rounds, in ms.
+func latency(p float64) func([]*slice) float64 {
+	return func(all []*slice) float64 {
+		var pooled []time.Duration
+		for _, s := range all {
+			pooled = append(pooled, s.latencies...)
+		}
+		return milliseconds(percentile(pooled, p))
+	}
+}
+
+// perSecond is how many requests a second were answered.
+func perSecond(all []*slice) float64 {
+	return medianOf(func(s *slice) float64 { return float64(len(s.latencies)) / s.elapsed.Seconds() })(all)
 }
 
 // medianOf is the median of rounds.

@@ -53,7 +53,7 @@ func TestRun(t *testing.T) {
 	for _, want := range []string{
 		"1 node, 1 client: writes", "3 nodes, 8 clients: writes", "1 node, 8 clients: write p99", "3 nodes, 8 clients: disk written per write",
 		"1 node, 8 clients: resident, peak", "1 node: list of 100 keys, p50", "1 node, 10 watchers: events delivered",
-		"1 node: start to first answer, median", "3 nodes: leader killed to next accepted write, max",
+		"1 node: start to first answer, median", "1 node: on disk after the writes, all nodes", "3 nodes: leader killed to next accepted write, max",
 	} {
 		if !names[want] {
 			t.Errorf("no figure %q", want)

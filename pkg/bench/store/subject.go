@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sys/unix"
 )
 
 // subject is a system under measurement with its clients and its data.
@@ -179,6 +182,27 @@ func (u *subject) cpu() (sum time.Duration, err error) {
 			return 0, fmt.Errorf("%s: %w", u.name(), err)
 		}
 		sum += d
+	}
+	return sum, nil
+}
+
+// size is how much disk space the members' data takes, in bytes.
+func (u *subject) size() (sum int64, err error) {
+	for _, m := range u.members {
+		err := filepath.WalkDir(m.dir, func(path string, _ fs.DirEntry, err error) error {
+			var st unix.Stat_t
+			if err == nil {
+				err = unix.Lstat(path, &st)
+			}
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // given up meanwhile
+			}
+			sum += st.Blocks * 512
+			return err
+		})
+		if err != nil {
+			return 0, fmt.Errorf("%s: size of the data: %w", u.name(), err)
+		}
 	}
 	return sum, nil
 }

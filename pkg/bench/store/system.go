@@ -51,38 +51,44 @@ type member struct {
 // system is a store of one or several members.
 type system struct {
 	kind
-	ctx     context.Context // the processes' life
 	members []*member
 	sockets string // their folder: a socket's path has at most 107 bytes
 }
 
-// newSystem prepares n members with data below dir. Nothing runs yet.
-func newSystem(ctx context.Context, k kind, n int, dir string) (*system, error) {
-	sockets, err := os.MkdirTemp("", "cairn-bench")
-	if err != nil {
-		return nil, err
-	}
+// newSystem prepares n members with data below dir. Nothing runs yet, but
+// stop is to be called in the end.
+func newSystem(k kind, n int, dir string) (*system, error) {
 	ca, err := peertest.NewCA(filepath.Join(dir, "ca"))
 	if err != nil {
 		return nil, err
 	}
-	s := &system{kind: k, ctx: ctx, sockets: sockets}
-	loopback := func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)} } // etcd looks for it
+	sockets, err := os.MkdirTemp("", "cairn-bench")
+	if err != nil {
+		return nil, err
+	}
+	s := &system{kind: k, sockets: sockets}
 	for i := range n {
 		m := &member{name: fmt.Sprintf("m%d", i+1)}
 		m.dir, m.socket, m.admin = filepath.Join(dir, m.name), filepath.Join(sockets, m.name), filepath.Join(sockets, m.name+".admin")
-		if m.credentials, err = ca.Issue(filepath.Join(dir, "ca"), m.name, loopback); err != nil {
-			return nil, err
-		}
-		if m.peer, err = freeAddress(); err != nil {
-			return nil, err
-		}
-		if m.client, err = freeAddress(); err != nil {
-			return nil, err
+		if err := m.identify(ca, filepath.Join(dir, "ca")); err != nil {
+			return nil, errors.Join(err, os.RemoveAll(sockets))
 		}
 		s.members = append(s.members, m)
 	}
 	return s, nil
+}
+
+// identify gives m a certificate, below dir, and its addresses.
+func (m *member) identify(ca *peertest.CA, dir string) (err error) {
+	loopback := func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)} } // etcd looks for it
+	if m.credentials, err = ca.Issue(dir, m.name, loopback); err != nil {
+		return err
+	}
+	if m.peer, err = freeAddress(); err != nil {
+		return err
+	}
+	m.client, err = freeAddress()
+	return err
 }
 
 // freeAddress is an address on which nobody listens.
@@ -94,10 +100,11 @@ func freeAddress() (string, error) {
 	return l.Addr().String(), l.Close()
 }
 
-// start starts all members and waits until they serve and vote.
+// start starts all members and waits until they serve and vote. They are
+// killed when ctx ends.
 func (s *system) start(ctx context.Context) error {
 	for _, m := range s.members {
-		if err := s.startMember(m); err != nil {
+		if err := s.startMember(ctx, m); err != nil {
 			return err
 		}
 	}
@@ -105,9 +112,9 @@ func (s *system) start(ctx context.Context) error {
 	return err
 }
 
-func (s *system) startMember(m *member) error {
+func (s *system) startMember(ctx context.Context, m *member) error {
 	argv, env := s.command(m, s.members)
-	p, err := startProcess(s.ctx, argv, env)
+	p, err := startProcess(ctx, argv, env)
 	m.process = p
 	return err
 }

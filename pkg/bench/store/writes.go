@@ -35,11 +35,16 @@ type writer struct {
 	err       error // the last one
 }
 
-// run writes until the deadline; a request on its way then is waited for.
-func (w *writer) run(ctx context.Context, deadline time.Time) {
+// run sends requests until the deadline, of which the share reads only reads;
+// one on its way then is waited for.
+func (w *writer) run(ctx context.Context, deadline time.Time, reads float64) {
 	for time.Now().Before(deadline) && ctx.Err() == nil {
+		request := w.write
+		if w.rand.Float64() < reads {
+			request = w.read
+		}
 		start := time.Now()
-		if err := w.write(ctx); err != nil {
+		if err := request(ctx); err != nil {
 			w.failed, w.err = w.failed+1, err
 			continue
 		}
@@ -116,13 +121,32 @@ func (w *writer) commit(ctx context.Context, e *entry, op clientv3.Op) error {
 	return fmt.Errorf("%s is at revision %d, which this client did not write", e.key, e.revision)
 }
 
-// slice is the outcome of some seconds of writes.
+// read gets an object or lists the first 500 of a resource.
+func (w *writer) read(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, requestLimit)
+	defer cancel()
+	if w.rand.Float64() < w.mix.listing {
+		prefix := registry + w.mix.resources[w.mix.lists.draw(w.rand, -1).resource].Name + "/"
+		_, err := w.client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithLimit(500))
+		return err
+	}
+	resource := w.mix.gets.draw(w.rand, -1).resource
+	key := registry + w.mix.resources[resource].Name + "/none"
+	if own := w.own[resource]; len(own) > 0 {
+		key = own[w.rand.IntN(len(own))].key
+	}
+	_, err := w.client.Get(ctx, key)
+	return err
+}
+
+// slice is the outcome of some seconds of requests.
 type slice struct {
 	latencies []time.Duration // of those that succeeded
 	elapsed   time.Duration
 	failed    int
-	written   int64  // bytes to disk, by all members
-	peak      memory // of the member with the most
+	written   int64         // bytes to disk, by all members
+	cpu       time.Duration // processor time of all members
+	peak      memory        // of the member with the most
 }
 
 // load writes the first data with many clients.
@@ -172,14 +196,19 @@ func (u *subject) load(ctx context.Context, entries []*entry, values [][]byte) e
 	return err
 }
 
-// write lets so many clients write for so long. What the slice before the
-// last left of history is compacted meanwhile, as the apiserver has it done.
-func (u *subject) write(ctx context.Context, clients int, long time.Duration) (*slice, error) {
+// request lets so many clients send requests for so long, of which the share
+// reads only reads. What the slice before the last left of history is compacted
+// meanwhile, as the apiserver has it done.
+func (u *subject) request(ctx context.Context, clients int, long time.Duration, reads float64) (*slice, error) {
 	writers, err := u.writers(ctx, clients)
 	if err != nil {
 		return nil, err
 	}
 	before, err := u.written()
+	if err != nil {
+		return nil, err
+	}
+	idle, err := u.cpu()
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +218,7 @@ func (u *subject) write(ctx context.Context, clients int, long time.Duration) (*
 	start := time.Now()
 	var wg sync.WaitGroup
 	for _, w := range writers {
-		wg.Go(func() { w.run(ctx, start.Add(long)) })
+		wg.Go(func() { w.run(ctx, start.Add(long), reads) })
 	}
 	compacted := u.compact(ctx)
 	wg.Wait()
@@ -199,11 +228,22 @@ func (u *subject) write(ctx context.Context, clients int, long time.Duration) (*
 	if err := errors.Join(err, compacted, u.settle(ctx), ctx.Err()); err != nil {
 		return nil, err
 	}
-	after, err := u.written()
-	if err != nil {
+	if s.written, err = u.written(); err != nil {
 		return nil, err
 	}
-	s.written = after - before
+	if s.cpu, err = u.cpu(); err != nil {
+		return nil, err
+	}
+	s.written, s.cpu = s.written-before, s.cpu-idle
+	u.keep(s, writers)
+	if len(s.latencies) == 0 {
+		return nil, fmt.Errorf("%s: not one request of %d clients succeeded: %w", u.name(), clients, u.lastError)
+	}
+	return s, nil
+}
+
+// keep takes over what the writers know and did.
+func (u *subject) keep(s *slice, writers []*writer) {
 	u.entries = u.entries[:0]
 	for _, w := range writers {
 		s.latencies, s.failed = append(s.latencies, w.latencies...), s.failed+w.failed
@@ -215,10 +255,6 @@ func (u *subject) write(ctx context.Context, clients int, long time.Duration) (*
 			u.lastError = w.err
 		}
 	}
-	if len(s.latencies) == 0 {
-		return nil, fmt.Errorf("%s: not one write by %d clients succeeded: %w", u.name(), clients, u.lastError)
-	}
-	return s, nil
 }
 
 // writers deals the entries out to so many clients.
