@@ -39,11 +39,11 @@ func AtMost(bound float64) Budget { return Budget{atMost, bound} }
 func (b Budget) String() string {
 	switch b.kind {
 	case atLeastPeer:
-		return fmt.Sprintf(">= %.4gx", b.bound)
+		return fmt.Sprintf("≥ %.4gx", b.bound)
 	case atMostPeer:
-		return fmt.Sprintf("<= %.4gx", b.bound)
+		return fmt.Sprintf("≤ %.4gx", b.bound)
 	case atMost:
-		return fmt.Sprintf("<= %.4g", b.bound)
+		return fmt.Sprintf("≤ %.4g", b.bound)
 	default:
 		return ""
 	}

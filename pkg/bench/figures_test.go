@@ -52,7 +52,7 @@ func TestReport(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, want := range []map[string]any{
-		{"name": "writes", "unit": "1/s", "cairn": 50.0, "peer": 100.0, "ratio": 0.5, "budget": ">= 1x", "ok": false},
+		{"name": "writes", "unit": "1/s", "cairn": 50.0, "peer": 100.0, "ratio": 0.5, "budget": "≥ 1x", "ok": false},
 		{"name": "idle", "unit": "s", "cairn": 3.0, "peer": nil, "ratio": nil, "budget": "", "ok": true},
 	} {
 		for key, value := range want {
