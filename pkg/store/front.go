@@ -144,6 +144,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	go func() { failed <- s.grpc.Serve(l) }()
 	select {
 	case err := <-failed:
+		// Connections that were accepted would be served on and on.
+		close(s.stopping)
+		s.grpc.Stop()
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	case <-ctx.Done():
 	}

@@ -159,8 +159,7 @@ func (s *service) lost() { s.once.Do(func() { close(s.over) }) }
 // close ends watches, waits for requests that are answered still and closes
 // the database.
 func (s *service) close() error {
-	_ = s.inbox.Close()
-	s.cancel()
+	s.cancel() // The front closes the inbox, once it has begun to stop.
 	s.tasks.Wait()
 	if err := errors.Join(s.backend.Close(), s.pin.close()); err != nil {
 		return fmt.Errorf("end of term %d: %w", s.term, err)
