@@ -40,7 +40,10 @@ type idler struct {
 func Idle(ctx context.Context, p Programs, built *image.Output, dir string, long time.Duration) (report *bench.Report, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	load := startReport(ctx)
+	finish, err := startReport(ctx, p)
+	if err != nil {
+		return nil, err
+	}
 	step := progress.FromContext(ctx).Start(fmt.Sprintf("idle: two machines for %s", long))
 	defer step.Done(&err)
 	var both []*idler
@@ -76,7 +79,7 @@ func Idle(ctx context.Context, p Programs, built *image.Output, dir string, long
 			return nil, err
 		}
 	}
-	report = load()
+	report = finish()
 	report.Figures = idleFigures(both[0], both[1])
 	report.Notes = append(report.Notes, fmt.Sprintf("measured for %s, after %s of settling; figures per hour and day are scaled from that", long, settling),
 		"one single-server machine each, idle: no pods, no clients but its own components")

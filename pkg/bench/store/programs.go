@@ -6,15 +6,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
+	"strings"
 
 	"github.com/cairn-os/cairn/pkg/build/binaries"
 	"github.com/cairn-os/cairn/pkg/build/child"
 	"github.com/cairn-os/cairn/pkg/build/progress"
 )
 
-// etcdModule holds etcd's main and its version.
+// etcdModule holds etcd's main.
 const etcdModule = "go.etcd.io/etcd/server/v3"
 
 // Programs are what is measured.
@@ -46,15 +46,16 @@ func goBuild(ctx context.Context, path, ldflags, pkg string, env []string) error
 	return nil
 }
 
-// etcdVersion is that of the module, such as "etcd 3.6.13".
-func etcdVersion() string {
-	info, ok := debug.ReadBuildInfo()
-	if ok {
-		for _, m := range info.Deps {
-			if m.Path == "go.etcd.io/etcd/client/v3" && len(m.Version) > 1 {
-				return "etcd " + m.Version[1:] // server and client are released together
-			}
-		}
+// peer names the etcd that is measured, such as "etcd 3.6.13".
+func (p Programs) peer(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, p.Etcd, "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("%s --version: %w", p.Etcd, err)
 	}
-	return "etcd"
+	line, _, _ := strings.Cut(string(out), "\n")
+	_, version, ok := strings.Cut(line, "Version: ")
+	if !ok {
+		return "", fmt.Errorf("%s --version: %q tells no version", p.Etcd, line)
+	}
+	return "etcd " + version, nil
 }

@@ -10,15 +10,19 @@ import (
 	"github.com/cairn-os/cairn/pkg/bench"
 )
 
-// startReport notes what the machine does before a measurement; the returned
-// function makes the report after it.
-func startReport(ctx context.Context) func() *bench.Report {
-	r := &bench.Report{Peer: etcdVersion(), Version: sources(ctx), Started: time.Now().UTC().Format(time.RFC3339)}
+// startReport notes what is measured and what else the machine does; the
+// returned function makes the report when the measurement is over.
+func startReport(ctx context.Context, p Programs) (func() *bench.Report, error) {
+	peer, err := p.peer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r := &bench.Report{Peer: peer, Version: sources(ctx), Started: time.Now().UTC().Format(time.RFC3339)}
 	before := loadAverages()
 	return func() *bench.Report {
 		r.Load = before + " before, " + loadAverages() + " after"
 		return r
-	}
+	}, nil
 }
 
 // sources describes the sources as git does; empty where there is no git.

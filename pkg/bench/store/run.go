@@ -71,7 +71,10 @@ func Run(ctx context.Context, p Programs, plan Plan, dir string) (report *bench.
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(r.dir)) }()
-	finish := startReport(ctx)
+	finish, err := startReport(ctx, p)
+	if err != nil {
+		return nil, err
+	}
 	for _, nodes := range []int{1, 3} {
 		if err := r.measure(ctx, nodes); err != nil {
 			return nil, err
