@@ -87,7 +87,7 @@ mkimage() {
 	deps
 	export GOFLAGS="-buildvcs=false -trimpath" CGO_ENABLED=0
 	say "mkimage: compile"
-	go build -o out/mkimage ./pkg/cmd/mkimage
+	go build -tags grpcnotrace -o out/mkimage ./pkg/cmd/mkimage # the trace makes it half as large again
 	exec out/mkimage "$@"
 }
 
