@@ -48,31 +48,17 @@ func newBreaker(set *nodes.Set, target Target, h *history.History) *breaker {
 // run carries out a plan. When it returns, all is healed and every program
 // has been started.
 func (b *breaker) run(ctx context.Context, plan []Fault) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var wg sync.WaitGroup
-	problems := make(chan error, len(plan)+1)
-	wg.Go(func() { problems <- b.supervise(ctx) })
 	var faults sync.WaitGroup
+	problems := make([]error, len(plan))
 	for i, f := range plan {
 		faults.Go(func() {
 			if pause(ctx, f.At-b.history.Now()) == nil {
-				problems <- b.bring(ctx, i, f)
+				problems[i] = b.bring(ctx, i, f)
 			}
 		})
 	}
 	faults.Wait()
-	cancel()
-	wg.Wait()
-	close(problems)
-	var all []error
-	for err := range problems {
-		all = append(all, err)
-	}
-	if err := errors.Join(all...); err != nil {
-		return err
-	}
-	return b.startAll(context.WithoutCancel(ctx))
+	return errors.Join(append(problems, b.startAll(ctx))...)
 }
 
 // supervise starts programs again that ended by themselves.

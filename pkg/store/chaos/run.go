@@ -87,7 +87,13 @@ func Run(ctx context.Context, o Options) (r Report, err error) {
 		w.sockets = append(w.sockets, Socket(n))
 	}
 	plan := Plan(o.Seed, o.Nodes, o.Length)
+	// A program may end by itself after the last fault as well.
+	supervising, stop := context.WithCancel(ctx)
+	supervised := make(chan error, 1)
+	go func() { supervised <- b.supervise(supervising) }()
 	r.Recovery, err = w.run(ctx, func() error { return b.run(ctx, plan) })
+	stop()
+	err = errors.Join(err, <-supervised)
 	if ctx.Err() != nil {
 		return r, ctx.Err()
 	}

@@ -58,11 +58,18 @@ func (w *watcher) visit(ctx context.Context, r *rand.Rand) {
 // follow delivers from revision next until the watch ends. It returns where
 // the next one begins.
 func (w *watcher) follow(ctx context.Context, next int64, record func(items ...history.Item)) int64 {
-	for resp := range w.etcd.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(next), clientv3.WithPrevKV(), clientv3.WithProgressNotify()) {
-		at := w.history.Now()
-		if resp.Err() != nil {
+	watch := w.etcd.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(next), clientv3.WithPrevKV(), clientv3.WithProgressNotify())
+	for {
+		var resp clientv3.WatchResponse
+		var ok bool
+		select {
+		case resp, ok = <-watch:
+		case <-ctx.Done(): // While the server is away, etcd's client leaves the channel open.
+		}
+		if !ok || resp.Err() != nil {
 			return next
 		}
+		at := w.history.Now()
 		if resp.IsProgressNotify() {
 			record(history.Item{At: at, Progress: resp.Header.Revision})
 		}
@@ -77,7 +84,6 @@ func (w *watcher) follow(ctx context.Context, next int64, record func(items ...h
 		}
 		record(items...)
 	}
-	return next
 }
 
 func (w *watcher) askProgress(ctx context.Context) {
