@@ -12,10 +12,10 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
-	"github.com/sirupsen/logrus"
 
 	"github.com/cairn-os/cairn/pkg/store/admin"
 	"github.com/cairn-os/cairn/pkg/store/cluster"
+	"github.com/cairn-os/cairn/pkg/store/external"
 	"github.com/cairn-os/cairn/pkg/store/peer"
 )
 
@@ -74,11 +74,10 @@ func serve(ctx context.Context, args []string, stderr io.Writer) error {
 		level = slog.LevelDebug
 	}
 	c.Logger = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
-	logrus.SetOutput(stderr) // kine's logger.
-	logrus.SetLevel(logrus.WarnLevel)
 	if served, err := serveExternal(ctx, flags.Lookup("config").Value.String(), c.Socket, c.Logger); served {
 		return err
 	}
+	defer external.Attach(c.Logger, nil)() // kine's front answers here as well
 	c.Ready = func() {
 		c.Logger.Info("store: serving", "socket", c.Socket)
 		if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {

@@ -98,7 +98,7 @@ func TestBridge(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := &buffer{}
-	detach := attach(slog.New(slog.NewTextHandler(b, nil)), e.redact)
+	detach := Attach(slog.New(slog.NewTextHandler(b, nil)), e.redact)
 	defer detach()
 	logrus.Errorf("cannot use %q or %q", password, "u:"+passwordEscaped+"@db/x")
 	logrus.Errorf("error in txn %v", "everything")

@@ -20,11 +20,14 @@ type bridge struct {
 	ended  atomic.Bool
 }
 
-// attach leads what kine logs to log until detach, and what it logs when nobody
-// is attached nowhere. A fatal message, which kine writes when a transaction of
-// a compaction cannot be ended, ends the goroutine that writes it instead of the
-// process; whoever calls what may write one uses isolate.
-func attach(log *slog.Logger, redact func(string) string) (detach func()) {
+// Attach leads what kine logs to log until detach, and what it logs when nobody
+// is attached nowhere. Messages pass redact, nil for none. Those of requests
+// that failed are left out: kine writes them with all values, Secrets too.
+//
+// A fatal message, which kine writes when a transaction of a compaction cannot
+// be ended, ends the goroutine that writes it instead of the process; whoever
+// calls what may write one uses isolate.
+func Attach(log *slog.Logger, redact func(string) string) (detach func()) {
 	b := &bridge{log: log, redact: redact}
 	l := logrus.StandardLogger()
 	l.SetOutput(io.Discard)
@@ -56,6 +59,10 @@ func (b *bridge) Fire(e *logrus.Entry) error {
 			return nil
 		}
 	}
+	message := strings.TrimSpace(e.Message)
+	if b.redact != nil {
+		message = b.redact(message)
+	}
 	level := slog.LevelDebug
 	switch e.Level {
 	case logrus.PanicLevel, logrus.FatalLevel, logrus.ErrorLevel:
@@ -63,7 +70,7 @@ func (b *bridge) Fire(e *logrus.Entry) error {
 	case logrus.WarnLevel:
 		level = slog.LevelWarn
 	}
-	b.log.Log(context.Background(), level, "store: kine: "+b.redact(strings.TrimSpace(e.Message)))
+	b.log.Log(context.Background(), level, "store: kine: "+message)
 	return nil
 }
 

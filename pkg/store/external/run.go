@@ -54,7 +54,7 @@ func Run(ctx context.Context, c Config, socket string, log *slog.Logger) (err er
 	if e.warning != "" {
 		log.Warn("store: "+e.warning, "datastore", e.String())
 	}
-	defer attach(log, e.redact)()
+	defer Attach(log, e.redact)()
 	if err := e.await(ctx, log, c.say); err != nil {
 		return nil // asked to stop
 	}
