@@ -73,7 +73,7 @@ func (c *codec) encode(value []byte) []byte {
 	if len(value) >= compressFrom && !bytes.HasPrefix(value, encryptedPrefix) {
 		packed := c.encoder.EncodeAll(value, append(make([]byte, 0, len(value)), codecZstd))
 		if len(packed) < len(value)-len(value)/16 {
-			return packed
+			return bytes.Clone(packed) // It is kept for long, without the room for what was saved.
 		}
 	}
 	return append(append(make([]byte, 0, len(value)+1), codecRaw), value...)

@@ -57,6 +57,9 @@ func TestCodec(t *testing.T) {
 			if len(column) > len(tc.value)+1 {
 				t.Errorf("encode gives %d bytes for %d", len(column), len(tc.value))
 			}
+			if spare := cap(column) - len(column); spare > len(column)/4+16 {
+				t.Errorf("encode keeps %d bytes more than the %d of the column", spare, len(column))
+			}
 			got, err := c.decode(column)
 			if err != nil || string(got) != tc.value {
 				t.Errorf("decode gives %d bytes, %v; want the value of %d", len(got), err, len(tc.value))
