@@ -15,11 +15,14 @@ const (
 	routeLimit = 10 * time.Second
 	// rest is the pause between two attempts to reach a leader.
 	rest = 50 * time.Millisecond
+	// acceptRest is the pause after a connection could not be accepted.
+	acceptRest = 200 * time.Millisecond
 )
 
 // route is where connections go.
 type route struct {
 	leader  uint64        // 0: unknown
+	own     bool          // the own member knows it, not only others
 	service *service      // not nil while this member serves
 	changed chan struct{} // closed when the route is replaced
 }
@@ -30,14 +33,15 @@ func (n *Node) route() *route {
 	return n.current
 }
 
-func (n *Node) setRoute(leader uint64, s *service) {
+func (n *Node) setRoute(leader uint64, own bool, s *service) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.current.leader == leader && n.current.service == s {
+		n.current = &route{leader: leader, own: own, service: s, changed: n.current.changed}
 		return
 	}
 	close(n.current.changed)
-	n.current = &route{leader: leader, service: s, changed: make(chan struct{})}
+	n.current = &route{leader: leader, own: own, service: s, changed: make(chan struct{})}
 }
 
 // accept takes local clients' connections until ctx ends.
@@ -50,7 +54,13 @@ func (n *Node) accept(ctx context.Context, l net.Listener) error {
 			return nil
 		}
 		if err != nil {
-			return err
+			// Too many open files, or a client that hung up: the next may do.
+			n.log.Warn("store: accept a client", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(acceptRest):
+			}
+			continue
 		}
 		n.tasks.Go(func() { n.carry(ctx, conn) })
 	}

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/http"
 	"slices"
 	"time"
 
+	"github.com/cairn-os/cairn/pkg/store/admin"
 	"github.com/cairn-os/cairn/pkg/store/member"
 	"github.com/cairn-os/cairn/pkg/store/peer"
 )
@@ -37,7 +39,7 @@ func (n *Node) guard(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 		}
-		infos, err := n.member.Members(ctx)
+		infos, err := n.members(ctx)
 		if err != nil || len(infos) == 0 {
 			since = time.Now() // Not a member yet, or busy.
 			continue
@@ -53,12 +55,15 @@ func (n *Node) guard(ctx context.Context) error {
 				voters++
 			}
 		}
-		if n.route().service == nil && voters > 1 {
+		asking, cancel := context.WithTimeout(ctx, roundLimit)
+		info, err := n.member.Leader(asking)
+		cancel()
+		// The leader notes what it changes itself; others what they see.
+		if err == nil && info.ID != 0 && info.ID != n.member.ID() && voters > 1 {
 			if err := saveVoters(n.config.Dir, voters); err != nil {
 				n.log.Warn("store: voters", "error", err)
 			}
 		}
-		info, err := n.member.Leader(ctx)
 		if err == nil && info.ID != 0 || !n.othersHaveLeader(ctx, voters) {
 			since = time.Now()
 			continue
@@ -67,10 +72,52 @@ func (n *Node) guard(ctx context.Context) error {
 			since = time.Now() // It goes on by itself when there is space, and would not start before.
 			continue
 		}
-		if time.Since(since) > max(deadAfter, 4*n.disk.Election) {
+		if time.Since(since) <= max(deadAfter, 4*n.disk.Election) {
+			continue
+		}
+		if !n.wasRemoved(ctx) {
 			return errDead
 		}
+		since = time.Now()
 	}
+}
+
+// wasRemoved asks who leads whether this member still is one. A member that
+// was off when it was removed cannot know: nobody sends it the news.
+func (n *Node) wasRemoved(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, gossipLimit)
+	defer cancel()
+	for _, v := range n.viewAll(ctx) {
+		if v.leader == 0 || v.leader == n.member.ID() {
+			continue
+		}
+		c := n.clientOf(v.leader)
+		var theirs admin.Status
+		err := c.Do(ctx, http.MethodGet, "/v1/status?local", nil, &theirs)
+		c.Close()
+		if err != nil || theirs.Phase != "leader" || slices.ContainsFunc(theirs.Members, func(m admin.Member) bool { return uint64(m.ID) == n.member.ID() }) {
+			continue
+		}
+		n.mu.Lock()
+		was := n.removed
+		n.removed = true
+		n.mu.Unlock()
+		if !was {
+			n.log.Error("store: this member was removed from the cluster", "what to do", removedHelp)
+		}
+		return true
+	}
+	return false
+}
+
+// removedHelp says how a member that was removed comes back.
+const removedHelp = "to join anew, stop the store, move its directory `member` away and start it again"
+
+// members asks the own member for the configuration, not for ever.
+func (n *Node) members(ctx context.Context) ([]member.Info, error) {
+	ctx, cancel := context.WithTimeout(ctx, roundLimit)
+	defer cancel()
+	return n.member.Members(ctx)
 }
 
 // othersHaveLeader says whether this member should know a leader: it is the

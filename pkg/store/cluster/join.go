@@ -141,7 +141,7 @@ func (n *Node) status(ctx context.Context, ask bool) admin.Status {
 	s := admin.Status{ID: admin.ID(n.member.ID()), Name: n.config.Name, Leader: admin.ID(r.leader), Disk: n.disk}
 	s.Term, _ = n.member.Term() // 0 when it cannot be read.
 	n.mu.Lock()
-	joining := n.joining
+	joining, removed := n.joining, n.removed
 	n.mu.Unlock()
 	n.addSnapshots(&s, r.service != nil)
 	switch {
@@ -150,6 +150,8 @@ func (n *Node) status(ctx context.Context, ask bool) admin.Status {
 		n.leaderStatus(ctx, r.service, &s)
 	case joining != nil:
 		s.Phase, s.Message = "joining", joining.Error()
+	case removed:
+		s.Phase, s.Message = "removed", "this member was removed from the cluster; "+removedHelp
 	case r.leader == n.member.ID():
 		s.Phase, s.Message = "starting", "this member leads and opens the database"
 	case r.leader == 0:

@@ -54,11 +54,18 @@ func (n *Node) manage(ctx context.Context, s *service) {
 			return
 		case <-ticker.C:
 		}
+		// After a change that failed both configurations are asked: until the
+		// member shows which one is in force.
+		if n.membership.TryLock() {
+			_ = n.loadVoters(ctx, s.confirmer) // The next round tries again.
+			n.membership.Unlock()
+		}
 		members, err := n.candidates(ctx, began)
 		if err != nil || len(members) < 2 || time.Now().Before(restUntil) {
 			continue
 		}
 		if n.yield(ctx, members) {
+			restUntil = time.Now().Add(changeRest)
 			continue
 		}
 		step, ok := nextChange(members, n.config.Voters)

@@ -41,6 +41,8 @@ const (
 	gossipLimit    = 5 * time.Second
 	// transferLimit bounds the hand-over of leadership.
 	transferLimit = 5 * time.Second
+	// unsureMost is how often in a row the own member may not say who leads.
+	unsureMost = 5
 	// settleTime is how long a member that led goes on before it is closed:
 	// dqlite aborts the process when it closes a leader, or one that was it a
 	// moment ago, with entries on their way (uvAppendClose, sm_move).
@@ -79,7 +81,8 @@ type Node struct {
 	log     *slog.Logger
 	member  *member.Member
 	network *peer.Network
-	peers   *inbox // peers' HTTP connections
+	peers   *inbox     // peers' HTTP connections
+	failed  chan error // why the node must end; the first reason counts
 	poked   chan struct{}
 	news    chan struct{} // the address book has something to tell
 	ready   sync.Once
@@ -96,8 +99,10 @@ type Node struct {
 	strangers map[uint64]time.Time // in the address book and no members, since when
 	askers    map[uint64]*asker
 	joining   error // why a join has not succeeded yet
+	removed   bool  // the others say that this is no member any more
 
 	replaces uint64    // the member that this one was before its data were set aside
+	tried    uint64    // the term of the last service; of lead alone
 	led      time.Time // when this member served last; of lead alone, and after it
 	space    *space.Monitor
 	pressure atomic.Int32 // a store.Pressure: of the disk
@@ -107,7 +112,7 @@ type Node struct {
 // and a restart of the process is what may help.
 func Run(ctx context.Context, c Config) (err error) {
 	n := &Node{
-		config: c, log: c.Logger, peers: newInbox("peers"), poked: make(chan struct{}, 1), news: make(chan struct{}, 1),
+		config: c, log: c.Logger, peers: newInbox("peers"), failed: make(chan error, 1), poked: make(chan struct{}, 1), news: make(chan struct{}, 1),
 		current: &route{changed: make(chan struct{})}, seen: map[uint64]time.Time{}, filled: map[uint64]bool{}, strangers: map[uint64]time.Time{}, askers: map[uint64]*asker{},
 	}
 	local, err := n.listen(ctx)
@@ -119,11 +124,10 @@ func Run(ctx context.Context, c Config) (err error) {
 	}
 	run, stop := context.WithCancel(ctx)
 	defer stop()
-	failed := make(chan error, 7)
 	task := func(what string, f func() error) {
 		n.tasks.Go(func() {
 			if err := f(); err != nil {
-				failed <- fmt.Errorf("%s: %w", what, err)
+				n.fatal(fmt.Errorf("%s: %w", what, err))
 			}
 		})
 	}
@@ -150,7 +154,7 @@ func Run(ctx context.Context, c Config) (err error) {
 	}()
 	select {
 	case <-ctx.Done():
-	case err = <-failed:
+	case err = <-n.failed:
 	}
 	stop()
 	<-leading
@@ -258,6 +262,14 @@ func (n *Node) close() error {
 	return errors.Join(errs...)
 }
 
+// fatal ends the node, which its supervisor starts anew.
+func (n *Node) fatal(err error) {
+	select {
+	case n.failed <- err:
+	default:
+	}
+}
+
 // poke makes the node look at once who leads.
 func (n *Node) poke() {
 	select {
@@ -298,20 +310,14 @@ func (n *Node) lead(ctx context.Context) {
 // step looks who leads and does what follows from it. It reports false when
 // that should be tried again soon.
 func (n *Node) step(ctx context.Context) bool {
-	leader := n.leader(ctx)
+	leader, own, err := n.leader(ctx)
 	s := n.route().service
 	if s != nil {
-		lost := leader != n.member.ID()
-		select {
-		case <-s.over:
-			lost = true
-		default:
-		}
-		if !lost {
+		if !n.lost(s, leader, err) {
 			return true
 		}
 		n.log.Info("store: leadership lost", "term", s.term)
-		n.setRoute(0, nil)
+		n.setRoute(0, false, nil)
 		if err := s.close(); err != nil {
 			n.log.Debug("store: close", "error", err)
 		}
@@ -319,25 +325,43 @@ func (n *Node) step(ctx context.Context) bool {
 		return false
 	}
 	if leader != n.member.ID() {
-		n.setRoute(leader, nil)
+		n.setRoute(leader, own, nil)
 		if leader != 0 {
 			n.serving()
 		}
 		return leader != 0
 	}
-	n.setRoute(leader, nil)
-	s, err := n.openService(ctx)
-	if err != nil {
+	n.setRoute(leader, true, nil)
+	if s, err = n.openService(ctx); err != nil {
 		if ctx.Err() == nil {
 			n.log.Warn("store: this member leads and cannot serve yet", "error", err)
 		}
 		return false
 	}
-	revision, _ := s.backend.CurrentRevision(ctx) // For the log alone.
-	n.log.Info("store: this member leads", "term", s.term, "revision", revision)
-	n.setRoute(leader, s)
+	n.setRoute(leader, true, s)
+	// From now on changes are told to it; this is for those that came before.
+	s.backend.SetPressure(store.Pressure(n.pressure.Load()))
+	n.log.Info("store: this member leads", "term", s.term, "revision", s.backend.Head())
 	n.serving()
 	return true
+}
+
+// lost says that a service has to end: its leadership is over. An answer that
+// did not come in time says nothing, for a while: comparisons and reads do not
+// rest on it.
+func (n *Node) lost(s *service, leader uint64, err error) bool {
+	select {
+	case <-s.over:
+		return true
+	default:
+	}
+	if err != nil {
+		s.unsure++
+		return s.unsure > unsureMost
+	}
+	s.unsure = 0
+	term, err := n.member.Term()
+	return leader != n.member.ID() || err == nil && term != s.term
 }
 
 // serving tells once that clients are served.
@@ -347,17 +371,18 @@ func (n *Node) serving() {
 	}
 }
 
-// leader returns who leads: as the own member knows it, or the others when it
-// does not, because it has no vote. 0 is nobody.
-func (n *Node) leader(ctx context.Context) uint64 {
+// leader returns who leads: as the own member knows it, or as the others do
+// when it does not, because it has no vote. 0 is nobody.
+func (n *Node) leader(ctx context.Context) (leader uint64, own bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, roundLimit)
 	defer cancel()
 	info, err := n.member.Leader(ctx)
-	if err != nil && ctx.Err() == nil {
+	if err != nil {
 		n.log.Debug("store: look for the leader", "error", err)
+		return 0, false, err
 	}
 	if info.ID != 0 || n.network == nil {
-		return info.ID
+		return info.ID, true, nil
 	}
 	var newest view
 	for _, v := range n.viewAll(ctx) {
@@ -366,9 +391,9 @@ func (n *Node) leader(ctx context.Context) uint64 {
 		}
 	}
 	if newest.leader == n.member.ID() {
-		return 0 // It knows better itself.
+		return 0, false, nil // It knows better itself.
 	}
-	return newest.leader
+	return newest.leader, false, nil
 }
 
 // viewAll asks everybody in the address book. Leaders who are no members as far
@@ -400,13 +425,17 @@ func (n *Node) viewAll(ctx context.Context) []view {
 	return views
 }
 
-// view is what this member tells others. The term is read after the leader:
+// view is what this member tells others: of leaders those that its own member
+// knows. What it has from hearsay it does not pass on, or two members could
+// tell each other of a leader that is gone. The term is read after the leader:
 // it may be newer, never older.
 func (n *Node) view() (view, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), roundLimit)
 	defer cancel()
-	leader := n.route().leader
-	if leader == 0 {
+	r := n.route()
+	leader := r.leader
+	if !r.own {
+		leader = 0
 		if info, err := n.member.Leader(ctx); err == nil {
 			leader = info.ID
 		}
@@ -434,7 +463,7 @@ func (n *Node) handOver() {
 	if s == nil {
 		return
 	}
-	n.setRoute(0, nil)
+	n.setRoute(0, false, nil)
 	if err := s.close(); err != nil {
 		n.log.Debug("store: close", "error", err)
 	}

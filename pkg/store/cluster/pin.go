@@ -7,9 +7,13 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
+
+// pinLimit is how long the first connection may take to answer.
+const pinLimit = 15 * time.Second
 
 // pin is a Connector whose connections all belong to one unbroken time of
 // leadership. dqlite takes the database from every connection when its member
@@ -45,9 +49,12 @@ func (p *pin) check(ctx context.Context) error {
 	if p.over {
 		return rpctypes.ErrGRPCLeaderChanged
 	}
-	err := answers(ctx, p.first)
-	if err == nil || ctx.Err() != nil {
-		return err
+	// Not the caller's deadline: a request that is cut off would spoil the
+	// connection, and with it the leadership's end would be announced.
+	asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), pinLimit)
+	defer cancel()
+	if err := answers(asking, p.first); err == nil {
+		return nil
 	}
 	p.over = true
 	p.ended()

@@ -96,6 +96,13 @@ func (n *Node) rejoin(dir string) error {
 	for _, e := range others {
 		n.config.Join = append(n.config.Join, e.Addresses...)
 	}
+	if len(others) > 0 {
+		return nil
+	}
+	// The note survives what is set aside.
+	if sole, err := soleVoter(n.config); err != nil || !sole {
+		return errors.Join(err, errors.New("this machine was one of several members, its data are gone and it knows no address of the others: give --join; it must not found a second cluster"))
+	}
 	return nil
 }
 

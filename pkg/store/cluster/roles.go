@@ -99,7 +99,7 @@ func fewMembers(members []candidate) (change, bool) {
 func free(members []candidate) []candidate {
 	var free []candidate
 	for _, m := range members {
-		if m.role == member.StandBy && m.online {
+		if m.role == member.StandBy && m.online && !m.full {
 			free = append(free, m)
 		}
 	}

@@ -19,6 +19,10 @@ const (
 	inboxSize = 64
 )
 
+// errSameTerm ends a node that lost leadership and has it again in the same
+// term.
+var errSameTerm = errors.New("this member is the only voter and lost its leadership for a moment, perhaps because its disk failed a write: it starts anew to begin a raft term")
+
 // inbox is a net.Listener for connections that were accepted elsewhere.
 type inbox struct {
 	conns  chan net.Conn
@@ -46,9 +50,26 @@ func (i *inbox) offer(conn net.Conn) bool {
 	}
 	select {
 	case i.conns <- conn:
-		return true
 	case <-i.closed:
 		return false
+	}
+	select {
+	case <-i.closed:
+		i.drain() // It may have come after Close looked.
+	default:
+	}
+	return true
+}
+
+// drain closes the connections that nobody accepted.
+func (i *inbox) drain() {
+	for {
+		select {
+		case conn := <-i.conns:
+			_ = conn.Close() // It never reached anybody.
+		default:
+			return
+		}
 	}
 }
 
@@ -66,14 +87,7 @@ func (i *inbox) Accept() (net.Conn, error) {
 func (i *inbox) Close() error {
 	i.once.Do(func() {
 		close(i.closed)
-		for {
-			select {
-			case conn := <-i.conns:
-				_ = conn.Close() // It never reached anybody.
-			default:
-				return
-			}
-		}
+		i.drain()
 	})
 	return nil
 }
@@ -90,6 +104,8 @@ type service struct {
 	inbox     *inbox
 	cancel    context.CancelFunc
 	tasks     sync.WaitGroup
+
+	unsure int // how often in a row nobody said who leads; of lead alone
 
 	over chan struct{} // closed when the leadership turns out to be lost
 	once sync.Once
@@ -120,6 +136,15 @@ func (n *Node) openService(ctx context.Context) (_ *service, err error) {
 	if err := n.loadVoters(ctx, s.confirmer); err != nil {
 		return nil, err
 	}
+	// dqlite makes a sole voter the leader of the same term again when a write
+	// of its log failed. The entry that it lost may be a standby's by now, and
+	// must not be followed by another of its index and term: only a start
+	// begins a new one (member.Options.NewTerm).
+	if n.network != nil && s.term == n.tried && s.confirmer.alone() && !n.alone(ctx) {
+		n.fatal(errSameTerm)
+		return nil, errSameTerm
+	}
+	n.tried = s.term
 	// The term and the voters belong to this leadership only if it was
 	// unbroken while they were read.
 	if err := s.pin.check(ctx); err != nil {
@@ -135,6 +160,7 @@ func (n *Node) openService(ctx context.Context) (_ *service, err error) {
 	s.tasks.Go(func() {
 		if err := front.Serve(run, s.inbox); err != nil {
 			n.log.Warn("store: serve", "error", err)
+			s.lost()
 		}
 		_ = s.inbox.Close() // Who comes from now on is sent to the next leader.
 	})
