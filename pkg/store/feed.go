@@ -23,6 +23,11 @@ const (
 	// watchBuffer is how many chunks wait for a slow watcher before it is
 	// left to read from the database.
 	watchBuffer = 64
+	// behindBuffer is how many chunks wait while a watch is behind: those are
+	// read for it alone, where the events sent to synced watches are shared.
+	// behindLook is how often that is looked at.
+	behindBuffer = 4
+	behindLook   = 10 * time.Millisecond
 	// stallLimit is how long a watcher may take nothing while others wait
 	// for it in WaitForSyncTo.
 	stallLimit = 20 * time.Second

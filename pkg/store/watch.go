@@ -110,8 +110,37 @@ func (f *feed) join(w *watch) bool {
 	return true
 }
 
+// room waits until few of the chunks that were read for this watch alone are
+// queued. Nobody tells when the client takes one, so it looks now and then.
+func (w *watch) room(ctx context.Context) error {
+	if len(w.events) < behindBuffer {
+		return nil
+	}
+	stalled := time.NewTimer(stallLimit)
+	defer stalled.Stop()
+	ticker := time.NewTicker(behindLook)
+	defer ticker.Stop()
+	for left := len(w.events); left >= behindBuffer; {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-stalled.C:
+			return errStalled
+		case <-ticker.C:
+			if now := len(w.events); now < left {
+				left = now
+				stalled.Reset(stallLimit)
+			}
+		}
+	}
+	return nil
+}
+
 // catchUp sends a chunk of what the watch lacks, from the database.
 func (f *feed) catchUp(ctx context.Context, w *watch) error {
+	if err := w.room(ctx); err != nil {
+		return err
+	}
 	f.mu.Lock()
 	after, to := w.position, f.published
 	f.mu.Unlock()
