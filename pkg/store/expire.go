@@ -4,11 +4,19 @@ import (
 	"container/heap"
 	"context"
 	"fmt"
+	"sync"
 	"time"
+
+	"github.com/k3s-io/kine/pkg/server"
 )
 
-// expireRetry is the pause after an expired key could not be deleted.
-const expireRetry = time.Second
+const (
+	// expireRetry is the pause after an expired key could not be deleted.
+	expireRetry = time.Second
+	// expireAtOnce is how many keys are deleted at once: they share a
+	// transaction, and leave room in it for others.
+	expireAtOnce = maxBatch / 2
+)
 
 // due is when a version of a key expires.
 type due struct {
@@ -60,12 +68,13 @@ func (b *Backend) expire(ctx context.Context) {
 func (b *Backend) expireWatching(ctx context.Context, list *agenda) error {
 	from := b.current.Load() + 1
 	b.readLeases(list)
-	events, errs := b.feed.watch(ctx, keyRange{all: true, open: true}, from)
+	events, errs := b.feed.follow(ctx, &watch{in: keyRange{all: true, open: true}, from: from, unawaited: true})
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	var resume time.Time // not to be tried before, after a failure
 	for {
 		if len(*list) > 0 {
-			timer.Reset(max(0, time.Until((*list)[0].at)))
+			timer.Reset(max(0, time.Until((*list)[0].at), time.Until(resume)))
 		}
 		select {
 		case batch, ok := <-events:
@@ -77,13 +86,24 @@ func (b *Backend) expireWatching(ctx context.Context, list *agenda) error {
 					return errClosed
 				}
 			}
-			for _, e := range batch {
-				if !e.Delete && e.KV.Lease > 0 {
-					heap.Push(list, newDue(e.KV.Key, e.KV.ModRevision, e.KV.Lease))
-				}
-			}
+			list.note(batch)
 		case <-timer.C:
-			b.deleteDue(ctx, list)
+			if !b.deleteDue(ctx, list) {
+				resume = time.Now().Add(expireRetry)
+			}
+			// Before the next are deleted: the deletions are events as well.
+			for range len(events) {
+				list.note(<-events)
+			}
+		}
+	}
+}
+
+// note adds the leases of events.
+func (a *agenda) note(events []*server.Event) {
+	for _, e := range events {
+		if !e.Delete && e.KV.Lease > 0 {
+			heap.Push(a, newDue(e.KV.Key, e.KV.ModRevision, e.KV.Lease))
 		}
 	}
 }
@@ -105,19 +125,31 @@ func newDue(key string, revision, lease int64) due {
 	return due{at: time.Now().Add(time.Duration(lease) * time.Second), key: key, revision: revision}
 }
 
-// deleteDue deletes what is due now.
-func (b *Backend) deleteDue(ctx context.Context, list *agenda) {
-	for len(*list) > 0 && !time.Now().Before((*list)[0].at) {
-		next := heap.Pop(list).(due)
-		if err := b.deleteExpired(ctx, next); err != nil {
-			if ctx.Err() == nil {
-				b.log.Warn("store: delete an expired key", "key", next.key, "error", err)
-			}
-			next.at = time.Now().Add(expireRetry)
-			heap.Push(list, next)
-			return
-		}
+// deleteDue deletes some of what is due now. What could not be deleted stays on
+// the list; then the result is false.
+func (b *Backend) deleteDue(ctx context.Context, list *agenda) bool {
+	var batch []due
+	for now := time.Now(); len(batch) < expireAtOnce && len(*list) > 0 && !now.Before((*list)[0].at); {
+		batch = append(batch, heap.Pop(list).(due))
 	}
+	errs := make([]error, len(batch))
+	var deletions sync.WaitGroup
+	for i, d := range batch {
+		deletions.Go(func() { errs[i] = b.deleteExpired(ctx, d) })
+	}
+	deletions.Wait()
+	failed := 0
+	for i, err := range errs {
+		if err == nil {
+			continue
+		}
+		if failed++; failed == 1 && ctx.Err() == nil {
+			b.log.Warn("store: delete an expired key", "key", batch[i].key, "error", err)
+		}
+		batch[i].at = time.Now().Add(expireRetry) // after others that are due
+		heap.Push(list, batch[i])
+	}
+	return failed == 0
 }
 
 func (b *Backend) deleteExpired(ctx context.Context, d due) error {

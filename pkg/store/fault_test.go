@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	dqlite "github.com/canonical/go-dqlite/v3/driver"
 	"github.com/google/go-cmp/cmp"
@@ -351,5 +352,39 @@ func TestLostAnswer(t *testing.T) {
 	rev, kvs, err := b.List(t.Context(), "/t/", "/t0", 0, 0, true)
 	if err != nil || len(kvs) != 2 || rev != 3 {
 		t.Errorf("list = %d keys at %d, %v; want 2 at 3", len(kvs), rev, err)
+	}
+}
+
+// TestExpiriesShareTransactions lets many leases run out at once: the keys go
+// together, not in a transaction each.
+func TestExpiriesShareTransactions(t *testing.T) {
+	const keys = 100
+	var created atomic.Bool
+	var deletions atomic.Int64
+	b := openFaulty(t, func(query string) (error, bool) {
+		if created.Load() && strings.HasPrefix(query, "INSERT INTO kv") {
+			deletions.Add(1)
+		}
+		return nil, false
+	})
+	var wg sync.WaitGroup
+	for i := range keys {
+		wg.Go(func() {
+			if _, err := b.Create(t.Context(), fmt.Sprintf("/t/%03d", i), nil, 2); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	created.Store(true)
+	deadline := time.Now().Add(30 * time.Second)
+	for left := int64(keys); left > 0; time.Sleep(20 * time.Millisecond) {
+		var err error
+		if _, left, err = b.Count(t.Context(), "/t/", "/t0", 0); err != nil || time.Now().After(deadline) {
+			t.Fatalf("%d keys are left, %v", left, err)
+		}
+	}
+	if n := deletions.Load(); n == 0 || n > keys/2 {
+		t.Errorf("%d transactions deleted %d keys; want them shared", n, keys)
 	}
 }

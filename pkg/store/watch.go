@@ -15,6 +15,9 @@ type watch struct {
 	events chan []*server.Event
 	cancel context.CancelCauseFunc
 	lag    chan struct{}
+	// unawaited is true for a watch of the store's own: no client is promised
+	// that it has its events.
+	unawaited bool
 
 	// Guarded by feed.mu.
 	synced   bool
@@ -43,14 +46,17 @@ func (w *watch) filter(events []*server.Event) []*server.Event {
 // watch starts a watch from a revision; 0 is from now on. The channel of
 // events is closed when ctx ends or the watch fails, errs then holds why.
 func (f *feed) watch(ctx context.Context, in keyRange, from int64) (events <-chan []*server.Event, errs <-chan error) {
-	ctx, cancel := context.WithCancelCause(ctx)
 	if from == 0 {
 		from = f.head() + 1
 	}
-	w := &watch{
-		in: in, from: from, cancel: cancel, position: from - 1,
-		events: make(chan []*server.Event, watchBuffer), lag: make(chan struct{}, 1),
-	}
+	return f.follow(ctx, &watch{in: in, from: from})
+}
+
+// follow starts a watch whose range and first revision are set.
+func (f *feed) follow(ctx context.Context, w *watch) (events <-chan []*server.Event, errs <-chan error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	w.cancel, w.position = cancel, w.from-1
+	w.events, w.lag = make(chan []*server.Event, watchBuffer), make(chan struct{}, 1)
 	failed := make(chan error, 1)
 	f.mu.Lock()
 	if f.closed {
