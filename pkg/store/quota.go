@@ -18,7 +18,12 @@ const (
 	// shedAt and freeAt are percentages of the quota: from the first on events
 	// are given up, until the second is reached.
 	shedAt, freeAt = 90, 80
-	quotaInterval  = 10 * time.Second
+	// leaseTo is the percentage up to which leases may still be created: they
+	// are few and small, but without them an apiserver that starts again is not
+	// listed, and no controller leads that could make space. Not beyond, as
+	// whoever may create leases decides how many.
+	leaseTo       = 105
+	quotaInterval = 10 * time.Second
 	// shedStep is how many events are deleted before the size is looked at
 	// again.
 	shedStep = 500
@@ -47,7 +52,7 @@ const (
 	Relaxed Pressure = iota
 	// Shed: events are refused, and deleted until there is space again.
 	Shed
-	// Full: only deletions, and renewals of leases, are accepted.
+	// Full: only deletions and leases are accepted.
 	Full
 )
 
@@ -60,6 +65,7 @@ type quota struct {
 	limit int64
 	disk  atomic.Int32 // a Pressure, told from outside
 	size  atomic.Int32 // a Pressure, of the database's own size
+	used  atomic.Int64 // that size when it was last measured
 	poke  chan struct{}
 }
 
@@ -81,6 +87,7 @@ func (q *quota) measure(used int64) {
 	case used >= q.limit/100*shedAt, was != Relaxed && used >= q.limit/100*freeAt:
 		now = Shed
 	}
+	q.used.Store(used)
 	q.size.Store(int32(now))
 }
 
@@ -95,7 +102,8 @@ func (q *quota) admit(key string, replaces bool) error {
 			return nil
 		}
 	case Full:
-		if strings.HasPrefix(key, compactKey) || replaces && (strings.HasPrefix(key, leasePrefix) || strings.HasPrefix(key, masterPrefix)) {
+		lease := strings.HasPrefix(key, leasePrefix) || strings.HasPrefix(key, masterPrefix)
+		if strings.HasPrefix(key, compactKey) || lease && (replaces || q.used.Load() < q.limit/100*leaseTo) {
 			return nil
 		}
 	}

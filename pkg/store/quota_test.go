@@ -93,6 +93,11 @@ func TestDiskPressure(t *testing.T) {
 	if _, _, ok, err := b.Update(ctx, "/registry/leases/n/a", []byte("2"), lease, 0); err != nil || !ok {
 		t.Errorf("renew a lease on a full disk: %t, %v; want success", ok, err)
 	}
+	for _, key := range []string{"/registry/leases/n/b", "/registry/masterleases/a"} {
+		if _, err := b.Create(ctx, key, []byte("1"), 0); err != nil {
+			t.Errorf("create %s on a full disk: %v; want success", key, err)
+		}
+	}
 	if _, _, ok, err := b.Delete(ctx, "/registry/pods/a/2", 0); err != nil || !ok {
 		t.Errorf("delete on a full disk: %t, %v; want success", ok, err)
 	}
