@@ -43,6 +43,7 @@ type stream struct {
 	mu      sync.Mutex
 	last    int64 // the newest watch's id
 	watches map[int64]*streamed
+	ended   bool // no more tasks
 }
 
 // streamed is a watch of a stream.
@@ -74,8 +75,22 @@ func (s *Server) Watch(ws etcdserverpb.Watch_WatchServer) error {
 		err = rpctypes.ErrGRPCStopped
 	}
 	cancel()
+	st.mu.Lock()
+	st.ended = true
+	st.mu.Unlock()
 	st.tasks.Wait()
 	return err
+}
+
+// start runs a task that Watch waits for, unless the stream has ended: then it
+// reports false.
+func (s *stream) start(task func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.ended {
+		s.tasks.Go(task)
+	}
+	return !s.ended
 }
 
 // fail ends the stream, unless it is ending.
@@ -142,7 +157,7 @@ func (s *stream) create(ctx context.Context, r *etcdserverpb.WatchCreateRequest)
 		cancel()
 		return err
 	}
-	s.tasks.Go(func() {
+	started := s.start(func() {
 		err := s.serve(w, result)
 		asked := watching.Err() != nil // by the client, or the stream ends
 		cancel()
@@ -160,6 +175,10 @@ func (s *stream) create(ctx context.Context, r *etcdserverpb.WatchCreateRequest)
 		delete(s.watches, w.id)
 		s.mu.Unlock()
 	})
+	if !started {
+		cancel()
+		return context.Canceled
+	}
 	return nil
 }
 
