@@ -388,3 +388,34 @@ func TestExpiriesShareTransactions(t *testing.T) {
 		t.Errorf("%d transactions deleted %d keys; want them shared", n, keys)
 	}
 }
+
+// TestFallBackSkipsWhoHasGone ends the callers' contexts while a shared
+// transaction fails: what they asked for is not written afterwards.
+func TestFallBackSkipsWhoHasGone(t *testing.T) {
+	ctx, leave := context.WithCancel(t.Context())
+	var failed, lone atomic.Int64
+	b := openFaulty(t, func(query string) (error, bool) {
+		switch {
+		case shared(query):
+			failed.Add(1)
+			leave()
+			return dqlite.Error{Code: 18, Message: "injected"}, false
+		case failed.Load() > 0 && strings.HasPrefix(query, "INSERT INTO kv"):
+			lone.Add(1)
+		}
+		return nil, false
+	})
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() {
+			_, _ = b.Create(ctx, fmt.Sprintf("/t/%03d", i), nil, 0) // Most have gone before the answer.
+		})
+	}
+	wg.Wait()
+	if _, err := b.Create(t.Context(), "/t/last", nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	if n := lone.Load(); failed.Load() == 0 || n != 1 {
+		t.Errorf("%d shared transactions failed, then %d rows were written alone; want at least one, and then only the last row", failed.Load(), n)
+	}
+}

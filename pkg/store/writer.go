@@ -258,7 +258,11 @@ func (w *writer) apply(ctx context.Context, batch []*write) {
 	if len(batch) > 1 && !isLost(err) && !isBusy(err) && w.unwritten(ctx) {
 		w.log.Debug("store: transaction failed, writes are applied one by one", "writes", len(batch), "error", err)
 		for _, req := range batch {
-			if err := w.commit(ctx, []*write{req}); err != nil {
+			err := req.ctx.Err() // Who has gone while the others were tried is not served.
+			if err == nil {
+				err = w.commit(ctx, []*write{req})
+			}
+			if err != nil {
 				req.done <- outcome{err: err}
 			}
 		}
