@@ -259,14 +259,15 @@ func (c *chunk) add(e *server.Event) bool {
 	return len(c.events) >= feedChunk || c.bytes >= feedChunkBytes
 }
 
-// waitFor returns once every client's watch has been given all changes up to revision,
-// or ctx or the feed has ended.
+// waitFor returns once every client's watch has been given all changes up to
+// revision or has ended, or ctx has ended.
 func (f *feed) waitFor(ctx context.Context, revision int64) {
 	for {
 		f.mu.Lock()
 		ready := f.closed || f.published >= revision
 		for w := range f.watches {
-			if !f.closed && !w.unawaited && !w.synced && w.position < revision {
+			// When the feed has closed, each watch may lack some until it has ended.
+			if !w.unawaited && (f.closed || !w.synced && w.position < revision) {
 				ready = false
 			}
 		}

@@ -51,3 +51,28 @@ func TestBehindReadsLittleAhead(t *testing.T) {
 		}
 	}
 }
+
+// TestWaitForTheEnd: when the feed has closed, who waits for events is not told
+// that a watch has them before its channel says that it has ended.
+func TestWaitForTheEnd(t *testing.T) {
+	f := newFeed(historyReader{filled(0)}, slog.New(slog.DiscardHandler), func() int64 { return 0 }, func() int64 { return 0 })
+	w := &watch{cancel: func(error) {}} // one whose end takes long
+	f.watches[w] = struct{}{}
+	f.close()
+	waited := make(chan struct{})
+	go func() { f.waitFor(t.Context(), 1); close(waited) }()
+	select {
+	case <-waited:
+		t.Error("waitFor returns while a watch has not ended")
+	case <-time.After(100 * time.Millisecond):
+	}
+	f.mu.Lock()
+	delete(f.watches, w)
+	f.advance(0)
+	f.mu.Unlock()
+	select {
+	case <-waited:
+	case <-time.After(20 * time.Second):
+		t.Error("waitFor does not return when all watches have ended")
+	}
+}
