@@ -73,7 +73,24 @@ func (r *results) take(e event, pending map[string]*bytes.Buffer, out io.Writer,
 	case "build-output":
 		fmt.Fprint(out, e.Output)
 	case "pass", "fail", "skip":
+		if e.Test == "" {
+			r.interrupted(name, pending, out)
+		}
 		r.end(name, e, pending[name], out)
+		delete(pending, name)
+	}
+}
+
+// interrupted takes the tests of a package that its process left without a
+// verdict as failed: it panicked or was ended in them, and what it said last is
+// part of their output.
+func (r *results) interrupted(pkg string, pending map[string]*bytes.Buffer, out io.Writer) {
+	for _, name := range slices.Sorted(maps.Keys(pending)) {
+		if name == pkg || !strings.HasPrefix(name, pkg) {
+			continue
+		}
+		fmt.Fprintf(out, "%sFAIL %s: its process ended in it\n", pending[name].Bytes(), name)
+		r.outcome[name] = "fail"
 		delete(pending, name)
 	}
 }

@@ -20,6 +20,10 @@ func TestResults(t *testing.T) {
 {"Action":"output","Package":"p","Test":"TestB","Output":"    b_test.go:1: F() = 1; want 2\n"}
 {"Action":"fail","Package":"p","Test":"TestB","Elapsed":0}
 {"Action":"fail","Package":"p","Elapsed":1.5}
+{"Action":"output","Package":"q","Test":"TestC","Output":"=== RUN   TestC\n"}
+{"Action":"output","Package":"q","Test":"TestC","Output":"panic: lost\n"}
+{"Action":"output","Package":"q","Output":"FAIL\tq\t2.0s\n"}
+{"Action":"fail","Package":"q","Elapsed":2}
 not json
 `
 	const vm = `{"Action":"pass","Package":"p","Test":"TestVM","Elapsed":0.2}
@@ -34,9 +38,14 @@ not json
 	r.print(&out)
 	want := `    b_test.go:1: F() = 1; want 2
 FAIL p  1.5s
+=== RUN   TestC
+panic: lost
+FAIL q TestC: its process ended in it
+FAIL	q	2.0s
+FAIL q  2s
 not json
 skipped p TestRoot: x_test.go:9: needs root
-2 passed, 1 failed, 1 skipped
+2 passed, 2 failed, 1 skipped
 `
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("output (-want +got):\n%s", diff)
