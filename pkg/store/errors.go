@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
+	"time"
 
 	dqlite "github.com/canonical/go-dqlite/v3/driver"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -33,6 +34,26 @@ func resultCode(err error) (int, bool) {
 func isBusy(err error) bool {
 	code, ok := resultCode(err)
 	return ok && code == sqliteBusy
+}
+
+// whileBusy repeats what fails because the database is busy, with growing
+// pauses, for at most limit. again says which errors mean that nothing was
+// done; it ends early with ctx's error.
+func whileBusy(ctx context.Context, limit time.Duration, again func(error) bool, do func() error) error {
+	deadline := time.Now().Add(limit)
+	for wait := busyFirst; ; wait = min(2*wait, busyMost) {
+		err := do()
+		if err == nil || !again(err) || time.Now().After(deadline) {
+			return err
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		case <-timer.C:
+		}
+	}
 }
 
 // isLost reports that the connection is of no more use. What was sent on it

@@ -115,20 +115,11 @@ func (r *reader) statement(ctx context.Context, query string) (*sql.Stmt, error)
 // each calls scan for every row of the query. Until the first row is seen it
 // repeats the query while the database is busy.
 func (r *reader) each(ctx context.Context, query string, args []any, scan func(*sql.Rows) error) error {
-	deadline := time.Now().Add(readLimit)
-	for wait := busyFirst; ; wait = min(2*wait, busyMost) {
-		seen, err := r.once(ctx, query, args, scan)
-		if err == nil || seen || !isBusy(err) || time.Now().After(deadline) {
-			return err
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return ctx.Err()
-		case <-timer.C:
-		}
-	}
+	seen := false
+	return whileBusy(ctx, readLimit, func(err error) bool { return !seen && isBusy(err) }, func() (err error) {
+		seen, err = r.once(ctx, query, args, scan)
+		return err
+	})
 }
 
 func (r *reader) once(ctx context.Context, query string, args []any, scan func(*sql.Rows) error) (seen bool, err error) {

@@ -226,24 +226,11 @@ func (l *loader) add(kv *server.KeyValue) error {
 // flush writes the batch in one transaction, again while the database is
 // busy with a checkpoint.
 func (l *loader) flush(ctx context.Context) error {
-	deadline := time.Now().Add(busyLoad)
-	for wait := busyFirst; ; wait = min(2*wait, busyMost) {
-		err := l.transaction(ctx)
-		if err == nil {
-			l.batch, l.bytes = l.batch[:0], 0
-			return nil
-		}
-		if !isBusy(err) || time.Now().After(deadline) {
-			return err
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return ctx.Err()
-		case <-timer.C:
-		}
+	if err := whileBusy(ctx, busyLoad, isBusy, func() error { return l.transaction(ctx) }); err != nil {
+		return err
 	}
+	l.batch, l.bytes = l.batch[:0], 0
+	return nil
 }
 
 // transaction writes the batch. When COMMIT is refused because of a

@@ -432,20 +432,11 @@ func (w *writer) sync(ctx context.Context) error {
 
 // patiently repeats what fails because the database is busy.
 func (w *writer) patiently(ctx context.Context, do func() error) error {
-	deadline := time.Now().Add(busyLimit)
-	for wait := busyFirst; ; wait = min(2*wait, busyMost) {
-		err := do()
-		if err == nil || !isBusy(err) && !errors.Is(err, errBehind) || time.Now().After(deadline) {
-			return err
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return rpctypes.ErrGRPCStopped
-		case <-timer.C:
-		}
+	err := whileBusy(ctx, busyLimit, func(err error) bool { return isBusy(err) || errors.Is(err, errBehind) }, do)
+	if err != nil && errors.Is(err, ctx.Err()) {
+		return rpctypes.ErrGRPCStopped // The writer's own context ends with the Backend.
 	}
+	return err
 }
 
 // transaction applies statements in one transaction. Each of those that come
