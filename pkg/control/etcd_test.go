@@ -21,6 +21,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.etcd.io/etcd/server/v3/embed"
+
+	"github.com/cairn-os/cairn/pkg/store/storetest"
 )
 
 func TestEtcdArguments(t *testing.T) {
@@ -138,27 +140,15 @@ func startEtcd(t *testing.T, c *certificates) string { return startEtcdAt(t, c, 
 // startEtcdAt starts an etcd for the test, which asks clients for a certificate when it has one itself.
 func startEtcdAt(t *testing.T, c *certificates, port string) string {
 	t.Helper()
-	client, peer := url.URL{Scheme: "http", Host: "127.0.0.1:" + port}, url.URL{Scheme: "http", Host: "127.0.0.1:0"}
-	cfg := embed.NewConfig()
-	if c != nil {
-		client.Scheme = "https"
-		cfg.ClientTLSInfo.CertFile, cfg.ClientTLSInfo.KeyFile = c.cert, c.key
-		cfg.ClientTLSInfo.TrustedCAFile, cfg.ClientTLSInfo.ClientCertAuth = c.ca, true
-	}
-	cfg.Dir, cfg.LogLevel, cfg.UnsafeNoFsync = t.TempDir(), "fatal", true
-	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
-	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
-	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
-	e, err := embed.StartEtcd(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(e.Close)
-	select {
-	case <-e.Server.ReadyNotify():
-	case <-time.After(30 * time.Second):
-		t.Fatal("etcd is not ready after 30s")
-	}
+	client := url.URL{Scheme: "http", Host: "127.0.0.1:" + port}
+	storetest.StartEtcd(t, t.TempDir(), func(cfg *embed.Config) {
+		if c != nil {
+			client.Scheme = "https"
+			cfg.ClientTLSInfo.CertFile, cfg.ClientTLSInfo.KeyFile = c.cert, c.key
+			cfg.ClientTLSInfo.TrustedCAFile, cfg.ClientTLSInfo.ClientCertAuth = c.ca, true
+		}
+		cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
+	})
 	return client.String()
 }
 
