@@ -6,11 +6,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 
 	"github.com/cairn-os/cairn/pkg/build/child"
@@ -106,79 +105,52 @@ type memory struct {
 	resident  int64 // VmRSS: with files that are mapped, such as programs and etcd's database
 }
 
-func (p *process) memory() (m memory, err error) {
-	fields, err := p.proc("status")
+func (p *process) memory() (memory, error) {
+	proc, err := p.proc()
 	if err != nil {
-		return m, err
+		return memory{}, err
 	}
-	m.anonymous, err = number(fields, "RssAnon")
+	status, err := proc.NewStatus()
 	if err != nil {
-		return m, err
+		return memory{}, errors.Join(err, p.failure())
 	}
-	m.resident, err = number(fields, "VmRSS")
-	return memory{m.anonymous << 10, m.resident << 10}, err
+	return memory{int64(status.RssAnon), int64(status.VmRSS)}, nil
 }
 
 // written is how many bytes the process has caused to be sent to disks:
 // write_bytes of proc_pid_io(5), which leaves out what was given up again
 // before it was sent, and what sockets and pipes took.
 func (p *process) written() (int64, error) {
-	fields, err := p.proc("io")
+	proc, err := p.proc()
 	if err != nil {
 		return 0, err
 	}
-	sent, err := number(fields, "write_bytes")
+	io, err := proc.IO()
 	if err != nil {
-		return 0, err
+		return 0, errors.Join(err, p.failure())
 	}
-	cancelled, err := number(fields, "cancelled_write_bytes")
-	return sent - cancelled, err
+	return int64(io.WriteBytes) - io.CancelledWriteBytes, nil
 }
 
 // cpu is the processor time that the process has used.
 func (p *process) cpu() (time.Duration, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid()))
+	proc, err := p.proc()
 	if err != nil {
 		return 0, err
 	}
-	// The name, in parentheses, may hold spaces. utime and stime are the 14th
-	// and 15th field, in hundredths of a second.
-	_, rest, _ := strings.Cut(string(text), ") ")
-	fields := strings.Fields(rest)
-	if len(fields) < 13 {
-		return 0, fmt.Errorf("/proc/%d/stat: %q lacks fields", p.pid(), text)
+	stat, err := proc.Stat()
+	if err != nil {
+		return 0, errors.Join(err, p.failure())
 	}
-	var ticks int64
-	for _, field := range fields[11:13] {
-		n, err := strconv.ParseInt(field, 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("/proc/%d/stat: %w", p.pid(), err)
-		}
-		ticks += n
-	}
-	return time.Duration(ticks) * 10 * time.Millisecond, nil
+	return time.Duration(stat.CPUTime() * float64(time.Second)), nil
 }
 
-// proc reads a file of lines "name: value".
-func (p *process) proc(file string) (map[string]string, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", p.pid(), file))
+func (p *process) proc() (procfs.Proc, error) {
+	proc, err := procfs.NewProc(p.pid())
 	if err != nil {
-		return nil, errors.Join(err, p.failure())
+		return proc, errors.Join(err, p.failure())
 	}
-	fields := map[string]string{}
-	for line := range strings.Lines(string(text)) {
-		name, value, _ := strings.Cut(line, ":")
-		fields[name] = strings.TrimSpace(value)
-	}
-	return fields, nil
-}
-
-func number(fields map[string]string, name string) (int64, error) {
-	n, err := strconv.ParseInt(strings.TrimSuffix(fields[name], " kB"), 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("%s of /proc: %w", name, err)
-	}
-	return n, nil
+	return proc, nil
 }
 
 // pause waits for d, unless ctx ends.

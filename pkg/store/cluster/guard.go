@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net"
-	"net/http"
 	"slices"
 	"time"
 
@@ -49,12 +48,7 @@ func (n *Node) guard(ctx context.Context) error {
 			since = time.Now()
 			continue
 		}
-		voters := 0
-		for _, i := range infos {
-			if i.Role == member.Voter {
-				voters++
-			}
-		}
+		voters := len(votersOf(infos))
 		asking, cancel := context.WithTimeout(ctx, roundLimit)
 		info, err := n.member.Leader(asking)
 		cancel()
@@ -91,10 +85,7 @@ func (n *Node) wasRemoved(ctx context.Context) bool {
 		if v.leader == 0 || v.leader == n.member.ID() {
 			continue
 		}
-		c := n.clientOf(v.leader)
-		var theirs admin.Status
-		err := c.Do(ctx, http.MethodGet, "/v1/status?local", nil, &theirs)
-		c.Close()
+		theirs, err := n.statusOf(ctx, v.leader)
 		if err != nil || theirs.Phase != "leader" || slices.ContainsFunc(theirs.Members, func(m admin.Member) bool { return uint64(m.ID) == n.member.ID() }) {
 			continue
 		}

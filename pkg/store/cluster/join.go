@@ -211,14 +211,20 @@ func (n *Node) addMembers(ctx context.Context, s *admin.Status) {
 	})
 }
 
-// addLeaderStatus adds what the leader tells of the cluster.
-func (n *Node) addLeaderStatus(ctx context.Context, leader uint64, s *admin.Status) {
-	c := n.clientOf(leader)
+// statusOf asks a member for what it knows by itself.
+func (n *Node) statusOf(ctx context.Context, id uint64) (theirs admin.Status, err error) {
+	c := n.clientOf(id)
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(ctx, gossipLimit)
 	defer cancel()
-	var theirs admin.Status
-	if err := c.Do(ctx, http.MethodGet, "/v1/status?local", nil, &theirs); err != nil {
+	err = c.Do(ctx, http.MethodGet, "/v1/status?local", nil, &theirs)
+	return theirs, err
+}
+
+// addLeaderStatus adds what the leader tells of the cluster.
+func (n *Node) addLeaderStatus(ctx context.Context, leader uint64, s *admin.Status) {
+	theirs, err := n.statusOf(ctx, leader)
+	if err != nil {
 		s.Message = fmt.Sprintf("the leader does not answer: %v", err)
 		return
 	}

@@ -30,16 +30,17 @@ const (
 // voters lists who votes, as this member knows it.
 func (n *Node) voters(ctx context.Context) ([]uint64, error) {
 	members, err := n.member.Members(ctx)
-	if err != nil {
-		return nil, err
-	}
+	return votersOf(members), err
+}
+
+func votersOf(members []member.Info) []uint64 {
 	var ids []uint64
 	for _, m := range members {
 		if m.Role == member.Voter {
 			ids = append(ids, m.ID)
 		}
 	}
-	return ids, nil
+	return ids
 }
 
 // manage gives members the roles they should have, while this member leads.

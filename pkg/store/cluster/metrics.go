@@ -1,22 +1,21 @@
 package cluster
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"io/fs"
 	"net/http"
-	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/procfs"
+	"github.com/prometheus/procfs/blockdevice"
 	"golang.org/x/sys/unix"
 
 	"github.com/cairn-os/cairn/pkg/store"
+	"github.com/cairn-os/cairn/pkg/store/damage"
 )
 
 // scrapeLimit bounds what a scrape waits for.
@@ -79,9 +78,10 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	if r.service != nil {
 		c.leader(ctx, r.service, gauge)
 	}
-	bytes, index := c.node.directory()
-	gauge(metricFiles, float64(bytes))
-	gauge(metricIndex, float64(index))
+	gauge(metricFiles, float64(c.node.filesBytes()))
+	if index, err := damage.LastClosed(memberDir(c.node.config.Dir)); err == nil {
+		gauge(metricIndex, float64(index))
+	}
 	gauge(metricProbe, c.node.disk.Sync.Seconds())
 	gauge(metricElection, c.node.disk.Election.Seconds())
 	if written, err := writtenBytes(); err == nil {
@@ -96,14 +96,14 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 }
 
 func (c *collector) leader(ctx context.Context, s *service, gauge func(*prometheus.Desc, float64, ...string)) {
-	if revision, err := s.backend.CurrentRevision(ctx); err == nil {
-		gauge(metricRevision, float64(revision))
-	}
-	if size, err := s.backend.DbSize(ctx); err == nil {
-		gauge(metricSize, float64(size))
-	}
 	gauge(metricPressure, float64(s.backend.Pressure()))
 	status := c.node.status(ctx, false)
+	if status.Revision > 0 {
+		gauge(metricRevision, float64(status.Revision))
+	}
+	if status.Size > 0 {
+		gauge(metricSize, float64(status.Size))
+	}
 	for _, m := range status.Members {
 		gauge(metricRole, 1, m.ID.String(), m.Name, m.Role)
 		gauge(metricOnline, flag(m.Online), m.ID.String(), m.Name)
@@ -117,39 +117,29 @@ func flag(b bool) float64 {
 	return 0
 }
 
-// directory returns the size of the store's files and the last index of the
-// closed segments, which are named first-last.
-func (n *Node) directory() (bytes int64, last uint64) {
+// filesBytes is what the store's directory takes.
+func (n *Node) filesBytes() (bytes int64) {
 	// A file that vanishes meanwhile is not there.
-	_ = filepath.WalkDir(n.config.Dir, func(path string, d fs.DirEntry, err error) error {
+	_ = filepath.WalkDir(n.config.Dir, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return nil
 		}
 		if info, err := d.Info(); err == nil {
 			bytes += info.Size()
 		}
-		if _, end, ok := strings.Cut(d.Name(), "-"); ok && len(end) == 16 {
-			if index, err := strconv.ParseUint(end, 10, 64); err == nil {
-				last = max(last, index)
-			}
-		}
 		return nil
 	})
-	return bytes, last
+	return bytes
 }
 
 // writtenBytes reads what the process has sent to disks (proc_pid_io(5)).
 func writtenBytes() (float64, error) {
-	data, err := os.ReadFile("/proc/self/io")
+	self, err := procfs.Self()
 	if err != nil {
 		return 0, err
 	}
-	for line := range strings.Lines(string(data)) {
-		if value, ok := strings.CutPrefix(line, "write_bytes: "); ok {
-			return strconv.ParseFloat(strings.TrimSpace(value), 64)
-		}
-	}
-	return 0, fmt.Errorf("no write_bytes in /proc/self/io")
+	io, err := self.IO()
+	return float64(io.WriteBytes), err
 }
 
 // diskTimes are counters of a disk.
@@ -158,29 +148,24 @@ type diskTimes struct {
 	took   time.Duration
 }
 
-// readDiskTimes reads the counters of the disk that holds dir (the kernel's
-// Documentation/admin-guide/iostats.rst, fields 5 and 8).
+// readDiskTimes reads the counters of the disk that holds dir.
 func readDiskTimes(dir string) (diskTimes, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {
 		return diskTimes{}, err
 	}
-	f, err := os.Open("/proc/diskstats")
+	block, err := blockdevice.NewDefaultFS()
 	if err != nil {
 		return diskTimes{}, err
 	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		fields := strings.Fields(lines.Text())
-		if len(fields) < 11 || fields[0] != fmt.Sprint(unix.Major(st.Dev)) || fields[1] != fmt.Sprint(unix.Minor(st.Dev)) {
-			continue
+	disks, err := block.ProcDiskstats()
+	if err != nil {
+		return diskTimes{}, err
+	}
+	for _, d := range disks {
+		if d.MajorNumber == unix.Major(st.Dev) && d.MinorNumber == unix.Minor(st.Dev) {
+			return diskTimes{d.WriteIOs, time.Duration(d.WriteTicks) * time.Millisecond}, nil
 		}
-		writes, err := strconv.ParseUint(fields[7], 10, 64)
-		if err != nil {
-			return diskTimes{}, err
-		}
-		took, err := strconv.ParseUint(fields[10], 10, 64)
-		return diskTimes{writes, time.Duration(took) * time.Millisecond}, err
 	}
 	return diskTimes{}, fmt.Errorf("no disk statistics for %s", dir)
 }

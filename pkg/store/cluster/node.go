@@ -317,11 +317,7 @@ func (n *Node) step(ctx context.Context) bool {
 			return true
 		}
 		n.log.Info("store: leadership lost", "term", s.term)
-		n.setRoute(0, false, nil)
-		if err := s.close(); err != nil {
-			n.log.Debug("store: close", "error", err)
-		}
-		n.led = time.Now()
+		n.endService(s)
 		return false
 	}
 	if leader != n.member.ID() {
@@ -344,6 +340,15 @@ func (n *Node) step(ctx context.Context) bool {
 	n.log.Info("store: this member leads", "term", s.term, "revision", s.backend.Head())
 	n.serving()
 	return true
+}
+
+// endService stops serving; connections wait for the next leader.
+func (n *Node) endService(s *service) {
+	n.setRoute(0, false, nil)
+	if err := s.close(); err != nil {
+		n.log.Debug("store: close", "error", err)
+	}
+	n.led = time.Now()
 }
 
 // lost says that a service has to end: its leadership is over. An answer that
@@ -463,11 +468,7 @@ func (n *Node) handOver() {
 	if s == nil {
 		return
 	}
-	n.setRoute(0, false, nil)
-	if err := s.close(); err != nil {
-		n.log.Debug("store: close", "error", err)
-	}
-	n.led = time.Now()
+	n.endService(s)
 	if n.network == nil {
 		return
 	}

@@ -153,7 +153,6 @@ func (n *Node) openService(ctx context.Context) (_ *service, err error) {
 	if s.backend, err = store.Open(ctx, store.Options{Connector: s.pin, Logger: n.log, Confirm: s.confirmer.confirm}); err != nil {
 		return nil, err
 	}
-	s.backend.SetPressure(store.Pressure(n.pressure.Load()))
 	run, stop := context.WithCancel(context.Background())
 	s.cancel = stop
 	front := store.NewServer(s.backend)

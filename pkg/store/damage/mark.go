@@ -80,6 +80,22 @@ func UpdateMark(dir string) error {
 	return nil
 }
 
+// LastClosed is the last index of the closed segments in a member's directory, 0
+// if there are none. It reads names alone; the member may run.
+func LastClosed(dir string) (uint64, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return 0, fmt.Errorf("segments of %s: %w", dir, err)
+	}
+	var last uint64
+	for _, e := range entries {
+		if _, end, ok := closedName(e.Name()); ok {
+			last = max(last, end)
+		}
+	}
+	return last, nil
+}
+
 // after reports whether a log that ends at m is newer than one that ends at o,
 // in raft's order.
 func (m Mark) after(o Mark) bool {

@@ -10,9 +10,8 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/cairn-os/cairn/pkg/atomicfile"
+	"github.com/cairn-os/cairn/pkg/store/space"
 )
 
 const (
@@ -251,11 +250,11 @@ func (k *Keeper) makeSpace(size int64) error {
 
 // free returns the bytes that may be written to the file system.
 func (k *Keeper) free() (int64, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(k.o.Dir, &st); err != nil {
-		return 0, fmt.Errorf("snapshots: free space of %s: %w", k.o.Dir, err)
+	u, err := space.Look(k.o.Dir)
+	if err != nil {
+		return 0, fmt.Errorf("snapshots: %w", err)
 	}
-	return int64(st.Bavail) * st.Bsize, nil
+	return u.Free, nil
 }
 
 // retain removes what is too many, never the one at path: it is known to be

@@ -5,10 +5,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"testing"
 
+	"github.com/prometheus/procfs"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -77,17 +77,16 @@ func benchmarkUpdate(b *testing.B, client *clientv3.Client, dir string, clients 
 }
 
 // written returns the bytes that this process has sent to disks.
-func written(b *testing.B) (n int64) {
-	data, err := os.ReadFile("/proc/self/io")
+func written(b *testing.B) int64 {
+	self, err := procfs.Self()
 	if err != nil {
 		b.Fatal(err)
 	}
-	for line := range strings.Lines(string(data)) {
-		if _, err := fmt.Sscanf(line, "write_bytes: %d", &n); err == nil {
-			return n
-		}
+	io, err := self.IO()
+	if err != nil {
+		b.Fatal(err)
 	}
-	return 0
+	return int64(io.WriteBytes)
 }
 
 // statm returns the resident bytes of this process.
