@@ -3,8 +3,12 @@ package binaries
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +18,9 @@ import (
 	"github.com/cairn-os/cairn/pkg/build/child"
 	"github.com/cairn-os/cairn/pkg/build/progress"
 )
+
+//go:embed dqlite
+var patches embed.FS
 
 // sysroot lists what programs with C parts are compiled and linked against:
 // Debian stable's, as in the root file system, not the build machine's.
@@ -60,8 +67,12 @@ func libraries(ctx context.Context, o Options, t target) (cLibraries, error) {
 	if err != nil {
 		return cLibraries{}, fmt.Errorf("ask %s-gcc for its version: %w", t.triplet, err)
 	}
+	changes, err := patchesHash()
+	if err != nil {
+		return cLibraries{}, err
+	}
 	key := cache.NewKey("dqlite")
-	key.String("4", filepath.Base(filepath.Dir(source)), filepath.Base(root), t.triplet, string(compiler))
+	key.String("5", changes, filepath.Base(filepath.Dir(source)), filepath.Base(root), t.triplet, string(compiler))
 	dqlite, err := o.Cache.Get(ctx, key, func(ctx context.Context, dir string) error {
 		return buildDqlite(ctx, source, dir, cc, t)
 	})
@@ -92,7 +103,7 @@ func buildDqlite(ctx context.Context, source, dir, cc string, t target) (err err
 	if err := os.CopyFS(work, os.DirFS(source)); err != nil {
 		return err
 	}
-	if err := setPageSize(filepath.Join(work, "src/config.c")); err != nil {
+	if err := applyPatches(ctx, work); err != nil {
 		return err
 	}
 	configure := []string{
@@ -120,20 +131,41 @@ func buildDqlite(ctx context.Context, source, dir, cc string, t target) (err err
 	)
 }
 
-// setPageSize makes the database's pages 1024 bytes. dqlite has no option for
-// that; its own tests run with 512. Raft's log carries whole pages, so this is
-// what a small write costs, in memory and on disk. The size is part of a store's
-// data: it can never be changed again.
-func setPageSize(config string) error {
-	data, err := os.ReadFile(config)
+// applyPatches changes dqlite's source in dir where it has no option for what
+// the store needs; each patch says why in its head.
+func applyPatches(ctx context.Context, dir string) error {
+	names, err := fs.Glob(patches, "dqlite/*.patch")
 	if err != nil {
 		return err
 	}
-	from, to := []byte("#define DEFAULT_PAGE_SIZE 4096\n"), []byte("#define DEFAULT_PAGE_SIZE 1024\n")
-	if n := bytes.Count(data, from); n != 1 {
-		return fmt.Errorf("set dqlite's page size: %s has %q %d times; want once", config, from, n)
+	for _, name := range names {
+		text, err := patches.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		// No fuzz: a patch that only nearly fits a new release has to be looked at.
+		cmd := exec.CommandContext(ctx, "patch", "-p1", "--fuzz=0", "--batch", "--directory="+dir)
+		cmd.Stdin = bytes.NewReader(text)
+		child.Bind(cmd)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("apply %s: %w\n%s", name, err, tail(out, 2000))
+		}
 	}
-	return os.WriteFile(config, bytes.ReplaceAll(data, from, to), 0o644)
+	return nil
+}
+
+// patchesHash identifies what applyPatches does.
+func patchesHash() (string, error) {
+	h := sha256.New()
+	err := fs.WalkDir(patches, "dqlite", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		text, err := patches.ReadFile(path)
+		fmt.Fprintf(h, "%s %d\n%s", path, len(text), text)
+		return err
+	})
+	return hex.EncodeToString(h.Sum(nil)), err
 }
 
 // tail returns the last n bytes of out, from the beginning of a line on.
