@@ -15,12 +15,9 @@ import (
 
 const (
 	// maxBatch bounds how many writes share a transaction, maxBatchBytes
-	// and the ledger their values: a transaction is one entry of raft's log.
+	// their keys and values: a transaction is one entry of raft's log.
 	maxBatch      = 64
 	maxBatchBytes = 1 << 20
-	// statementCost is what a statement of compaction writes at a guess: it
-	// changes dozens of pages.
-	statementCost = 32 << 10
 	// gatherMost bounds how long the writers of a transaction are waited for
 	// to share the next.
 	gatherMost = 2 * time.Millisecond
@@ -115,8 +112,6 @@ type writer struct {
 	// of a transaction whose outcome is unknown.
 	stale atomic.Bool
 
-	ledger ledger
-
 	// How many writes the last transaction answered, and when.
 	answers  int
 	answered time.Time
@@ -124,7 +119,7 @@ type writer struct {
 }
 
 func newWriter(connector driver.Connector, log *slog.Logger, x *index, accepted func([]committed)) *writer {
-	return &writer{connector: connector, log: log, index: x, queue: make(chan *write, maxBatch), accepted: accepted, ledger: maxSaved}
+	return &writer{connector: connector, log: log, index: x, queue: make(chan *write, maxBatch), accepted: accepted}
 }
 
 // do hands req to the writer and waits for the outcome. When ctx ends first,
@@ -172,19 +167,6 @@ func (w *writer) run(ctx context.Context) {
 		var batch []*write
 		batch, held = w.gather(first)
 		w.apply(ctx, batch)
-		w.settle(ctx)
-	}
-}
-
-// settle adds entries to raft's log that hold nothing, until it is time for a
-// snapshot, when a few that were large hold too much.
-func (w *writer) settle(ctx context.Context) {
-	for w.ledger.overdrawn() && ctx.Err() == nil {
-		if _, err := w.exec(ctx, newStatement(sqlTouch)); err != nil {
-			w.log.Debug("store: shorten the log", "error", err)
-			return // After the next write.
-		}
-		w.ledger.spend(0)
 	}
 }
 
@@ -198,7 +180,7 @@ func (w *writer) gather(first *write) (batch []*write, next *write) {
 			req.done <- outcome{err: err}
 			return true
 		}
-		if len(batch) > 0 && (req.operation == 0 || size+req.size() > w.ledger.allowance()) {
+		if len(batch) > 0 && (req.operation == 0 || size+req.size() > maxBatchBytes) {
 			next = req
 			return false
 		}
@@ -377,12 +359,9 @@ func (w *writer) insert(ctx context.Context, rows []committed) error {
 		n *= 2
 	}
 	args := make([]any, 0, n*rowParameters)
-	size := 0
 	for _, r := range rows {
-		size += len(r.name) + len(r.value)
 		args = append(args, r.id, []byte(r.name), r.prev, r.created, r.version, r.lease, r.deleted, r.value)
 	}
-	defer w.ledger.spend(size)
 	for range (n - len(rows)) * rowParameters {
 		args = append(args, nil)
 	}
@@ -446,7 +425,6 @@ func (w *writer) transaction(ctx context.Context, statements []statement) error 
 	if len(statements) == 0 {
 		return w.sync(ctx)
 	}
-	defer w.ledger.spend(len(statements) * statementCost)
 	if len(statements) == 1 {
 		_, err := w.exec(ctx, statements[0])
 		return err

@@ -75,19 +75,18 @@ func ParseName(address string) (uint64, error) {
 // other member opens.
 type DialFunc func(ctx context.Context, id uint64) (net.Conn, error)
 
-// SnapshotParams say when raft's log is replaced by a snapshot.
+// SnapshotParams bound raft's log in numbers of entries. What decides, with
+// entries of usual size, is its size: a snapshot comes when the log is half as
+// large as the database, and at least 8 MiB (pkg/build/binaries/dqlite).
 type SnapshotParams struct {
-	// Threshold is how many entries are logged between snapshots.
+	// Threshold is how many entries are logged between snapshots at most.
 	Threshold uint
-	// Trailing is how many entries are kept after one, for members that are
-	// behind. dqlite wants at least Threshold, and at least 4.
+	// Trailing is how many entries are kept in memory after one at most, for
+	// members that are behind. dqlite wants at least Threshold, and at least 4.
 	Trailing uint
 }
 
-// defaultSnapshot is store.SnapshotEntries: the Backend keeps entries as small
-// as memory for twice that number allows. A snapshot writes the whole database,
-// so fewer entries would write it too often.
-var defaultSnapshot = SnapshotParams{Threshold: 2048, Trailing: 2048}
+var defaultSnapshot = SnapshotParams{Threshold: 16384, Trailing: 16384}
 
 // defaultLatency yields heartbeats each 150 ms and elections after 1.5 s.
 const defaultLatency = 100 * time.Millisecond
@@ -113,7 +112,7 @@ type Options struct {
 	// derives the heartbeat (1.5 times) and the election timeout (15
 	// to 30 times). 0: 100 ms. dqlite counts in whole milliseconds.
 	Latency time.Duration
-	// Snapshot zero means the default, 2048 and 2048.
+	// Snapshot zero means the default, 16384 and 16384.
 	Snapshot SnapshotParams
 	// FailureDomain is told to other programs that ask dqlite for it.
 	FailureDomain uint64
