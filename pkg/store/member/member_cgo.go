@@ -4,7 +4,6 @@ package member
 
 import (
 	"context"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/canonical/go-dqlite/v3"
 	"github.com/canonical/go-dqlite/v3/client"
-	dqlitedriver "github.com/canonical/go-dqlite/v3/driver"
 )
 
 const (
@@ -151,26 +149,6 @@ func (m *Member) dialSelf(ctx context.Context) (conn net.Conn, err error) {
 		return nil, fmt.Errorf("dial %s: %w", m.identity.Address, net.ErrClosed)
 	}
 	return conn, err
-}
-
-// Connector opens connections to this member's own database server. Connecting
-// fails at once unless it leads.
-//
-// dqlite takes the database from all connections when its member stops
-// leading, and does not give it back: one that still answers has
-// belonged to the same, unbroken leadership since it was opened.
-func (m *Member) Connector() (driver.Connector, error) {
-	store := client.NewInmemNodeStore()
-	info := client.NodeInfo{ID: m.identity.ID, Address: m.identity.Address, Role: client.Voter}
-	if err := store.Set(context.Background(), []client.NodeInfo{info}); err != nil {
-		return nil, fmt.Errorf("member connector: %w", err)
-	}
-	d, err := dqlitedriver.New(store, dqlitedriver.WithDialFunc(m.dialClient), dqlitedriver.WithLogFunc(m.logf),
-		dqlitedriver.WithRetryLimit(1))
-	if err != nil {
-		return nil, fmt.Errorf("member connector: %w", err)
-	}
-	return d.OpenConnector(database)
 }
 
 func (m *Member) logf(level client.LogLevel, format string, args ...any) {
