@@ -16,8 +16,11 @@ import (
 )
 
 const (
-	// defaultMaxHistory is how many revisions are kept when nobody compacts.
-	defaultMaxHistory = 50_000
+	// defaultMaxHistory is how many revisions are kept, whoever compacts: some
+	// 7 MB of usual objects. The apiserver leaves five minutes of history,
+	// which is more only where 33 writes come in each second of them. Then
+	// the history is shorter, as long as it takes to list and to begin to watch.
+	defaultMaxHistory = 10_000
 	// readers is how many queries run at once; dqlite works on one at a time.
 	readers     = 4
 	readersIdle = 10 * time.Minute
@@ -147,8 +150,12 @@ func (b *Backend) committed(rows []committed) {
 		b.reader.recent.add(r.entry)
 	}
 	b.feed.announce(rows)
-	if advance(&b.current, rows[len(rows)-1].id) {
+	newest := rows[len(rows)-1].id
+	if advance(&b.current, newest) {
 		b.feed.notify()
+	}
+	if b.overgrown(newest) {
+		b.pokeSweeper()
 	}
 }
 

@@ -13,8 +13,8 @@ const (
 	// sweepStep is how many revisions one transaction of the sweep covers:
 	// more would keep writers waiting, fewer would write pages repeatedly.
 	sweepStep = 500
-	// retentionInterval is how often the length of the history is looked at.
-	retentionInterval = time.Minute
+	// sweepAgain is how long the sweeper waits after it failed.
+	sweepAgain = time.Minute
 )
 
 // Compact makes revisions before revision unreadable, at once and durably;
@@ -33,19 +33,25 @@ func (b *Backend) Compact(ctx context.Context, revision int64) (int64, error) {
 		return current, toEtcd(err)
 	}
 	advance(&b.compacted, revision)
+	b.pokeSweeper()
+	return current, nil
+}
+
+// pokeSweeper has the sweeper look at what there is to do.
+func (b *Backend) pokeSweeper() {
 	select {
 	case b.sweepPoke <- struct{}{}:
 	default:
 	}
-	return current, nil
 }
 
 // sweeper removes the rows that compaction left unreadable, in steps, and
 // compacts by itself when the history grows beyond its bound.
 func (b *Backend) sweeper(ctx context.Context) {
-	ticker := time.NewTicker(retentionInterval)
+	ticker := time.NewTicker(sweepAgain)
 	defer ticker.Stop()
 	for {
+		b.retain(ctx)
 		if err := b.sweep(ctx); err != nil && ctx.Err() == nil {
 			b.log.Warn("store: sweep", "error", err)
 		}
@@ -54,7 +60,6 @@ func (b *Backend) sweeper(ctx context.Context) {
 			return
 		case <-b.sweepPoke:
 		case <-ticker.C:
-			b.retain(ctx)
 		}
 	}
 }
@@ -62,14 +67,20 @@ func (b *Backend) sweeper(ctx context.Context) {
 // retain compacts what exceeds the bound on history: nobody else does when the
 // apiserver's own compaction, every five minutes, is missing or too slow.
 func (b *Backend) retain(ctx context.Context) {
-	target := b.current.Load() - b.maxHistory
-	if target <= b.compacted.Load() {
+	if !b.overgrown(b.current.Load()) {
 		return
 	}
-	b.log.Info("store: history is over its bound", "compact", target, "bound", b.maxHistory)
+	target := b.current.Load() - b.maxHistory
+	b.log.Debug("store: history is over its bound", "compact", target, "bound", b.maxHistory)
 	if _, err := b.Compact(ctx, target); err != nil && ctx.Err() == nil {
 		b.log.Warn("store: compact", "revision", target, "error", err)
 	}
+}
+
+// overgrown says that the history up to a revision is over its bound by a
+// quarter: compaction in smaller steps would write pages again and again.
+func (b *Backend) overgrown(newest int64) bool {
+	return newest-b.compacted.Load() > b.maxHistory+b.maxHistory/4
 }
 
 // sweep removes rows up to the compact revision. It goes on where it was, so
