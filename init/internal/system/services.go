@@ -43,8 +43,9 @@ func services(total int64, ssh bool, datastore config.DatastoreKind) []supervise
 	table := []supervise.Service{
 		{
 			Name: "store", Argv: []string{"/usr/bin/cairn-store", "--config", conf, "--admin-socket", storeAdmin}, Notify: true,
-			// One arena: glibc's default of eight per core costs tens of megabytes in dqlite.
-			Env:      []string{"MALLOC_ARENA_MAX=1"},
+			// One arena: glibc's default of eight per core costs tens of megabytes in dqlite. The threshold: glibc raises
+			// its own with each large block that is freed, and then keeps what others leave.
+			Env:      []string{"MALLOC_ARENA_MAX=1", "MALLOC_MMAP_THRESHOLD_=65536"},
 			OOMScore: -970, MemoryLimit: memory{6, 48 * mib, 512 * mib}.of(total), GOGC: 30, StopGrace: 20 * time.Second,
 		},
 		{

@@ -24,7 +24,7 @@ const formLimit = time.Minute
 
 // storeEnv is what init gives the store on a board with 1 GiB of memory. A
 // machine with more has a laxer GOMEMLIMIT.
-var storeEnv = []string{"MALLOC_ARENA_MAX=1", "GOGC=30", "GOMEMLIMIT=61MiB"}
+var storeEnv = []string{"MALLOC_ARENA_MAX=1", "MALLOC_MMAP_THRESHOLD_=65536", "GOGC=30", "GOMEMLIMIT=61MiB"}
 
 // kind is one of the two stores that are compared.
 type kind interface {
