@@ -5,6 +5,7 @@ package member
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"fmt"
 	"path/filepath"
 	"testing"
@@ -94,4 +95,37 @@ func TestSnapshotBySize(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestAbandonedQuery lets clients go while the answers to their queries are on
+// the way. Their queries must end, or the member could never stop, nor move
+// what is in the write-ahead log into the database.
+func TestAbandonedQuery(t *testing.T) {
+	n := newNetwork(t)
+	a := n.start("a")
+	connector, err := a.Connector()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		conn, err := connector.Connect(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		// More than the sockets between hold.
+		const query = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x<20000) SELECT x, zeroblob(1000) FROM c"
+		rows, err := conn.(driver.QueryerContext).QueryContext(ctx, query, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := rows.Next(make([]driver.Value, 2)); err != nil {
+			t.Error(err)
+		}
+		<-ctx.Done()
+		t.Log(rows.Close(), conn.Close())
+		cancel()
+	}
+	exec(t, openDB(t, a), "CREATE TABLE t (x)")
+	a.stop()
 }
