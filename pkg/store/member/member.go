@@ -76,7 +76,7 @@ func ParseName(address string) (uint64, error) {
 type DialFunc func(ctx context.Context, id uint64) (net.Conn, error)
 
 // SnapshotParams bound raft's log in numbers of entries. What decides, with
-// entries of usual size, is its size: a snapshot comes when the log is half as
+// entries of usual size, is its size: a snapshot comes when the log is as
 // large as the database, and at least 8 MiB (pkg/build/binaries/dqlite).
 type SnapshotParams struct {
 	// Threshold is how many entries are logged between snapshots at most.
