@@ -74,6 +74,11 @@ oom_score = 0
   # Of pulled images only what runs is kept, not the compressed layers as well: cards are small.
   discard_unpacked_layers = true
 
+[plugins.'io.containerd.service.v1.diff-service']
+  # A layer counts as unpacked once the database says so, which is flushed. Without this its files are not, and a
+  # power cut leaves programs of zeros that no restart mends.
+  sync_fs = true
+
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = %q
 
