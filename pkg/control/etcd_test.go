@@ -22,7 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.etcd.io/etcd/server/v3/embed"
 
-	"github.com/cairn-os/cairn/pkg/store/storetest"
+	"github.com/cairn-os/cairn/pkg/store/storetest/etcdtest"
 )
 
 func TestEtcdArguments(t *testing.T) {
@@ -141,7 +141,7 @@ func startEtcd(t *testing.T, c *certificates) string { return startEtcdAt(t, c, 
 func startEtcdAt(t *testing.T, c *certificates, port string) string {
 	t.Helper()
 	client := url.URL{Scheme: "http", Host: "127.0.0.1:" + port}
-	storetest.StartEtcd(t, t.TempDir(), func(cfg *embed.Config) {
+	etcdtest.Start(t, t.TempDir(), func(cfg *embed.Config) {
 		if c != nil {
 			client.Scheme = "https"
 			cfg.ClientTLSInfo.CertFile, cfg.ClientTLSInfo.KeyFile = c.cert, c.key

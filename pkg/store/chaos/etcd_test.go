@@ -10,11 +10,11 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
-	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"github.com/cairn-os/cairn/pkg/store/chaos/nodes"
+	"github.com/cairn-os/cairn/pkg/store/storetest/etcdtest"
 )
 
 // etcdEnv makes the test binary an etcd of this configuration.
@@ -118,19 +118,12 @@ func (etcdTarget) Status(ctx context.Context, n *nodes.Node) (Status, error) {
 }
 
 // loneEtcd is one etcd in this process, for tests without root.
-func loneEtcd(t *testing.T) (socket string) {
+func loneEtcd(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	c := etcdConfig{Name: "lone", Dir: filepath.Join(dir, "data"), Socket: filepath.Join(dir, "sock"), Peer: "http://127.0.0.1:0", Cluster: "lone=http://127.0.0.1:0"}
-	e, err := startEtcd(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(e.Close)
-	select {
-	case <-e.Server.ReadyNotify():
-	case <-time.After(30 * time.Second):
-		t.Fatal("etcd is not ready after 30s")
-	}
-	return c.Socket
+	socket := filepath.Join(dir, "sock")
+	etcdtest.Start(t, filepath.Join(dir, "data"), func(cfg *embed.Config) {
+		cfg.ListenClientUrls = []url.URL{{Scheme: "unix", Path: socket}}
+	})
+	return socket
 }

@@ -3,18 +3,17 @@
 package cluster
 
 import (
-	"context"
 	"errors"
 	"io"
-	"net/url"
 	"os"
 	"path/filepath"
 	"testing"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/etcdutl/v3/snapshot"
-	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+
+	"github.com/cairn-os/cairn/pkg/store/storetest/etcdtest"
 )
 
 // toEtcd makes an etcd out of a snapshot, as `etcdutl snapshot restore` does,
@@ -29,29 +28,7 @@ func toEtcd(t *testing.T, file string) *clientv3.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := embed.NewConfig()
-	cfg.Dir, cfg.LogLevel, cfg.UnsafeNoFsync = dir, "fatal", true
-	any := []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
-	cfg.ListenClientUrls, cfg.AdvertiseClientUrls, cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = any, any, any, any
-	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
-	e, err := embed.StartEtcd(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(e.Close)
-	ctx, cancel := context.WithTimeout(t.Context(), formLimit)
-	defer cancel()
-	select {
-	case <-e.Server.ReadyNotify():
-	case <-ctx.Done():
-		t.Fatal("etcd is not ready")
-	}
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{e.Clients[0].Addr().String()}, DialTimeout: formLimit, Logger: zap.NewNop()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c
+	return etcdtest.Dial(t, etcdtest.Start(t, dir, nil))
 }
 
 // TestMoveToEtcdAndBack takes a store's state to an etcd, and the etcd's back,

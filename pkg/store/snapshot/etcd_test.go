@@ -22,13 +22,13 @@ import (
 	"go.etcd.io/etcd/etcdutl/v3/snapshot"
 	"go.uber.org/zap"
 
-	"github.com/cairn-os/cairn/pkg/store/storetest"
+	"github.com/cairn-os/cairn/pkg/store/storetest/etcdtest"
 )
 
 // startEtcd runs an etcd on dir until the test ends.
 func startEtcd(t *testing.T, dir string) *clientv3.Client {
 	t.Helper()
-	return storetest.DialEtcd(t, storetest.StartEtcd(t, dir, nil))
+	return etcdtest.Dial(t, etcdtest.Start(t, dir, nil))
 }
 
 // etcdutl does what `etcdutl snapshot restore` does, its integrity check

@@ -7,6 +7,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"github.com/cairn-os/cairn/pkg/store/storetest"
+	"github.com/cairn-os/cairn/pkg/store/storetest/etcdtest"
 )
 
 // TestEtcd proves the suite: what a real etcd does not do, it must not ask.
@@ -24,5 +25,5 @@ func BenchmarkEtcd(b *testing.B) {
 
 func start(t testing.TB, dir string, fsync bool) *clientv3.Client {
 	t.Helper()
-	return storetest.DialEtcd(t, storetest.StartEtcd(t, dir, func(cfg *embed.Config) { cfg.UnsafeNoFsync = !fsync }))
+	return etcdtest.Dial(t, etcdtest.Start(t, dir, func(cfg *embed.Config) { cfg.UnsafeNoFsync = !fsync }))
 }

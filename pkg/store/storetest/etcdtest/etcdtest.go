@@ -1,4 +1,6 @@
-package storetest
+// Package etcdtest runs real etcds for tests, which compare the store with them. It
+// is apart from storetest, which most tests of the store link: a server is large.
+package etcdtest
 
 import (
 	"net/url"
@@ -10,9 +12,9 @@ import (
 	"go.uber.org/zap"
 )
 
-// StartEtcd runs a real etcd on dir until the test ends, without syncing what
+// Start runs a real etcd on dir until the test ends, without syncing what
 // it writes unless change asks for that. It listens on loopback addresses.
-func StartEtcd(t testing.TB, dir string, change func(*embed.Config)) *embed.Etcd {
+func Start(t testing.TB, dir string, change func(*embed.Config)) *embed.Etcd {
 	t.Helper()
 	cfg := embed.NewConfig()
 	cfg.Dir, cfg.LogLevel, cfg.UnsafeNoFsync = dir, "fatal", true
@@ -36,8 +38,8 @@ func StartEtcd(t testing.TB, dir string, change func(*embed.Config)) *embed.Etcd
 	return e
 }
 
-// DialEtcd returns a client of e that lasts until the test ends.
-func DialEtcd(t testing.TB, e *embed.Etcd) *clientv3.Client {
+// Dial returns a client of e that lasts until the test ends.
+func Dial(t testing.TB, e *embed.Etcd) *clientv3.Client {
 	t.Helper()
 	c, err := clientv3.New(clientv3.Config{Endpoints: []string{e.Clients[0].Addr().String()}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
 	if err != nil {
