@@ -3,9 +3,7 @@ package binaries
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"embed"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/cairn-os/cairn/pkg/build/cache"
 	"github.com/cairn-os/cairn/pkg/build/child"
@@ -67,14 +66,17 @@ func libraries(ctx context.Context, o Options, t target) (cLibraries, error) {
 	if err != nil {
 		return cLibraries{}, fmt.Errorf("ask %s-gcc for its version: %w", t.triplet, err)
 	}
-	changes, err := patchesHash()
+	changes, err := dqlitePatches()
 	if err != nil {
 		return cLibraries{}, err
 	}
 	key := cache.NewKey("dqlite")
-	key.String("5", changes, filepath.Base(filepath.Dir(source)), filepath.Base(root), t.triplet, string(compiler))
+	for _, p := range changes {
+		key.String(p.name, p.text)
+	}
+	key.String("5", filepath.Base(filepath.Dir(source)), filepath.Base(root), t.triplet, string(compiler))
 	dqlite, err := o.Cache.Get(ctx, key, func(ctx context.Context, dir string) error {
-		return buildDqlite(ctx, source, dir, cc, t)
+		return buildDqlite(ctx, source, changes, dir, cc, t)
 	})
 	if err != nil {
 		return cLibraries{}, err
@@ -91,8 +93,8 @@ func libraries(ctx context.Context, o Options, t target) (cLibraries, error) {
 	}}, nil
 }
 
-// buildDqlite fills dir with lib/libdqlite.a and include/dqlite.h.
-func buildDqlite(ctx context.Context, source, dir, cc string, t target) (err error) {
+// buildDqlite fills dir, from the changed source, with lib/libdqlite.a and include/dqlite.h.
+func buildDqlite(ctx context.Context, source string, changes []patch, dir, cc string, t target) (err error) {
 	step := progress.FromContext(ctx).Start("compile: dqlite")
 	defer step.Done(&err)
 	work, err := os.MkdirTemp("", "dqlite.*")
@@ -103,8 +105,10 @@ func buildDqlite(ctx context.Context, source, dir, cc string, t target) (err err
 	if err := os.CopyFS(work, os.DirFS(source)); err != nil {
 		return err
 	}
-	if err := applyPatches(ctx, work); err != nil {
-		return err
+	for _, p := range changes {
+		if err := p.apply(ctx, work); err != nil {
+			return err
+		}
 	}
 	configure := []string{
 		"./configure", "--host=" + t.triplet, "--enable-build-raft", "--enable-static", "--disable-shared", "--disable-backtrace",
@@ -131,41 +135,36 @@ func buildDqlite(ctx context.Context, source, dir, cc string, t target) (err err
 	)
 }
 
-// applyPatches changes dqlite's source in dir where it has no option for what
-// the store needs; each patch says why in its head.
-func applyPatches(ctx context.Context, dir string) error {
+// patch is a change to dqlite's source where it has no option for what the
+// store needs; its head says why.
+type patch struct{ name, text string }
+
+// dqlitePatches returns the patches in the order in which they apply.
+func dqlitePatches() (all []patch, err error) {
 	names, err := fs.Glob(patches, "dqlite/*.patch")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, name := range names {
 		text, err := patches.ReadFile(name)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		// No fuzz: a patch that only nearly fits a new release has to be looked at.
-		cmd := exec.CommandContext(ctx, "patch", "-p1", "--fuzz=0", "--batch", "--directory="+dir)
-		cmd.Stdin = bytes.NewReader(text)
-		child.Bind(cmd)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("apply %s: %w\n%s", name, err, tail(out, 2000))
-		}
+		all = append(all, patch{name, string(text)})
 	}
-	return nil
+	return all, nil
 }
 
-// patchesHash identifies what applyPatches does.
-func patchesHash() (string, error) {
-	h := sha256.New()
-	err := fs.WalkDir(patches, "dqlite", func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		text, err := patches.ReadFile(path)
-		fmt.Fprintf(h, "%s %d\n%s", path, len(text), text)
-		return err
-	})
-	return hex.EncodeToString(h.Sum(nil)), err
+// apply changes the source in dir.
+func (p patch) apply(ctx context.Context, dir string) error {
+	// No fuzz: a patch that only nearly fits a new release has to be looked at.
+	cmd := exec.CommandContext(ctx, "patch", "-p1", "--fuzz=0", "--batch", "--directory="+dir)
+	cmd.Stdin = strings.NewReader(p.text)
+	child.Bind(cmd)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("apply %s: %w\n%s", p.name, err, tail(out, 2000))
+	}
+	return nil
 }
 
 // tail returns the last n bytes of out, from the beginning of a line on.
