@@ -63,8 +63,12 @@ func (r *results) take(e event, pending map[string]*bytes.Buffer, out io.Writer,
 	switch e.Action {
 	case "run":
 		update(name)
+		delete(pending, name)
 	case "output":
-		b := pending[name]
+		b, begun := pending[name]
+		if begun && b == nil {
+			return // what is said after the verdict
+		}
 		if b == nil {
 			b = &bytes.Buffer{}
 			pending[name] = b
@@ -77,7 +81,7 @@ func (r *results) take(e event, pending map[string]*bytes.Buffer, out io.Writer,
 			r.interrupted(name, pending, out)
 		}
 		r.end(name, e, pending[name], out)
-		delete(pending, name)
+		pending[name] = nil
 	}
 }
 
@@ -86,7 +90,7 @@ func (r *results) take(e event, pending map[string]*bytes.Buffer, out io.Writer,
 // part of their output.
 func (r *results) interrupted(pkg string, pending map[string]*bytes.Buffer, out io.Writer) {
 	for _, name := range slices.Sorted(maps.Keys(pending)) {
-		if name == pkg || !strings.HasPrefix(name, pkg) {
+		if name == pkg || !strings.HasPrefix(name, pkg) || pending[name] == nil {
 			continue
 		}
 		fmt.Fprintf(out, "%sFAIL %s: its process ended in it\n", pending[name].Bytes(), name)
@@ -108,8 +112,8 @@ func (r *results) end(name string, e event, output *bytes.Buffer, out io.Writer)
 	if e.Elapsed >= 5 && e.Action == "pass" {
 		fmt.Fprintf(out, "     %s%s\n", name, duration(e.Elapsed))
 		for line := range strings.Lines(output.String()) {
-			if !strings.HasPrefix(line, "===") && !strings.HasPrefix(strings.TrimSpace(line), "---") {
-				fmt.Fprintf(out, "     %s", line) // figures that the test logged
+			if said := strings.TrimSpace(line); !strings.HasPrefix(said, "===") && !strings.HasPrefix(said, "---") && !strings.HasPrefix(said, "time=") {
+				fmt.Fprintf(out, "     %s", line) // figures that the test logged, not the log of what it tests
 			}
 		}
 	}

@@ -20,6 +20,8 @@ func TestResults(t *testing.T) {
 {"Action":"output","Package":"p","Test":"TestB","Output":"    b_test.go:1: F() = 1; want 2\n"}
 {"Action":"fail","Package":"p","Test":"TestB","Elapsed":0}
 {"Action":"fail","Package":"p","Elapsed":1.5}
+{"Action":"pass","Package":"q","Test":"TestEnded","Elapsed":0}
+{"Action":"output","Package":"q","Test":"TestEnded","Output":"what its goroutine says later\n"}
 {"Action":"output","Package":"q","Test":"TestC","Output":"=== RUN   TestC\n"}
 {"Action":"output","Package":"q","Test":"TestC","Output":"panic: lost\n"}
 {"Action":"output","Package":"q","Output":"FAIL\tq\t2.0s\n"}
@@ -45,7 +47,7 @@ FAIL	q	2.0s
 FAIL q  2s
 not json
 skipped p TestRoot: x_test.go:9: needs root
-2 passed, 2 failed, 1 skipped
+3 passed, 2 failed, 1 skipped
 `
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("output (-want +got):\n%s", diff)
