@@ -22,15 +22,16 @@ var layers = []struct {
 	name     string
 	packages []string
 }{
-	{"values", []string{"pkg/cmdline", "pkg/config", "pkg/slot", "pkg/partition", "pkg/release", "pkg/status"}},
+	{"values", []string{"pkg/cmdline", "pkg/config", "pkg/slot", "pkg/partition", "pkg/release", "pkg/status", "pkg/token"}},
 	{"mechanisms", []string{
 		"pkg/atomicfile", "pkg/blockdev", "pkg/verity", "pkg/mount", "pkg/module", "pkg/uevent", "pkg/network",
 		"pkg/dhcp", "pkg/sysctl", "pkg/cgroup", "pkg/reaper", "pkg/watchdog", "pkg/kmsg", "pkg/notify",
-		"pkg/initctl", "pkg/bootloader", "pkg/power",
+		"pkg/initctl", "pkg/bootloader", "pkg/power", "pkg/membership", "pkg/balancer",
 	}},
-	{"engines", []string{"pkg/sequence", "pkg/supervise", "pkg/provision"}},
+	{"engines", []string{"pkg/sequence", "pkg/supervise", "pkg/provision", "pkg/reset"}},
 	{"kubernetes", []string{
 		"pkg/store", "pkg/control", "pkg/node", "pkg/pki", "pkg/containerd", "pkg/airgap", "pkg/kubeconfig",
+		"pkg/join", "pkg/nodecert", "pkg/podnet", "pkg/tunnel",
 	}},
 	{"composition", []string{"pkg/machine", "init/internal"}},
 	{"build", []string{"pkg/build", "pkg/vm", "pkg/nodens"}},

@@ -1,0 +1,124 @@
+package balancer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// dialer makes connections that notice when their peer vanishes.
+func (b *Balancer) dialer() *net.Dialer {
+	return &net.Dialer{KeepAliveConfig: b.timing.keepAlive(), Control: b.control}
+}
+
+// control prepares a socket before it is used.
+func (b *Balancer) control(_, _ string, c syscall.RawConn) error {
+	var err error
+	if controlErr := c.Control(func(fd uintptr) { err = notice(fd, b.timing.vanish) }); controlErr != nil {
+		return controlErr
+	}
+	return err
+}
+
+// attempt is how the connection to one server went.
+type attempt struct {
+	server *server
+	conn   *net.TCPConn
+	err    error
+}
+
+// errNoServer says that the list is empty, which only a node without any
+// configuration can have.
+var errNoServer = errors.New("no server known")
+
+// connect makes a connection to the first server in order that takes one.
+// Attempts overlap: the next begins when the one before has failed, or has
+// been silent for a while. The first success ends the others.
+func (b *Balancer) connect(ctx context.Context, order []*server) (*server, *net.TCPConn, error) {
+	if len(order) == 0 {
+		return nil, nil, errNoServer
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	results := make(chan attempt)
+	next := time.NewTimer(0)
+	defer next.Stop()
+	var failures []error
+	started, pending := 0, 0
+	for {
+		select {
+		case <-next.C:
+			if started == len(order) {
+				break
+			}
+			s := order[started]
+			started++
+			pending++
+			go func() { results <- b.dial(ctx, s) }()
+			next.Reset(b.timing.stagger)
+		case a := <-results:
+			pending--
+			if a.err == nil {
+				cancel()
+				b.suspect(order[:started], a.server)
+				drain(results, pending)
+				return a.server, a.conn, nil
+			}
+			failures = append(failures, fmt.Errorf("%s: %w", a.server.address, a.err))
+			next.Reset(0)
+		}
+		if started == len(order) && pending == 0 {
+			return nil, nil, errors.Join(failures...)
+		}
+	}
+}
+
+// drain waits for attempts that were overtaken, and undoes those that came
+// through all the same. Their context has ended, so that it takes no time.
+func drain(results <-chan attempt, pending int) {
+	for range pending {
+		if a := <-results; a.conn != nil {
+			a.conn.Close()
+		}
+	}
+}
+
+// suspect has the servers checked that were asked before the winner and have
+// not answered in time.
+func (b *Balancer) suspect(asked []*server, winner *server) {
+	for _, s := range asked {
+		if s == winner {
+			return
+		}
+		notify(s.kick)
+	}
+}
+
+// dial is one attempt. Its failure counts against the server, unless the
+// reason is on this side.
+func (b *Balancer) dial(ctx context.Context, s *server) attempt {
+	limit, cancel := context.WithTimeout(ctx, b.timing.dial)
+	defer cancel()
+	conn, err := b.dialer().DialContext(limit, "tcp", s.address)
+	if err != nil {
+		if ctx.Err() == nil && !ownFault(err) {
+			b.pool.refused(s, err)
+		}
+		return attempt{server: s, err: err}
+	}
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return attempt{server: s, err: errors.Join(fmt.Errorf("a %T, not a TCP connection", conn), conn.Close())}
+	}
+	return attempt{server: s, conn: tcp}
+}
+
+// ownFault reports whether this machine could not even try.
+func ownFault(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EADDRNOTAVAIL)
+}

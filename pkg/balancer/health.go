@@ -1,0 +1,115 @@
+package balancer
+
+import "time"
+
+// State is what a balancer thinks of a server.
+type State string
+
+const (
+	Unknown  State = "unknown"   // not asked yet
+	Ready    State = "ready"     // answers and wants requests
+	NotReady State = "not ready" // answers and wants none: its store has no quorum, it starts or ends
+	Dead     State = "dead"      // gives no answer that can be trusted
+)
+
+// health is the state machine of one server. Three things happen to it:
+//
+//	           ready            unready                silent
+//	Unknown    Ready            NotReady               Dead
+//	Ready      Ready            NotReady, the 2nd time Dead, the 2nd time
+//	NotReady   Ready            NotReady               Dead, the 2nd time
+//	Dead       Ready            NotReady               Dead
+//
+// and a refused connection makes it Dead from anywhere at once. The second
+// time means in a row: one slow answer of a busy board moves nobody.
+type health struct {
+	state  State
+	since  time.Time // of state
+	reason string    // why it is not Ready; of the last failure
+
+	misses   int       // checks in a row that were not ready
+	silences int       // checks in a row without any answer
+	missed   time.Time // when misses began
+}
+
+// patience is how many failed checks in a row count.
+const patience = 2
+
+func (h *health) ready(now time.Time) {
+	h.misses, h.silences, h.reason = 0, 0, ""
+	h.become(Ready, now)
+}
+
+func (h *health) unready(now time.Time, why error) {
+	h.miss(now, why)
+	h.silences = 0
+	if h.state != Ready || h.misses >= patience {
+		h.become(NotReady, now)
+	}
+}
+
+func (h *health) silent(now time.Time, why error) {
+	h.miss(now, why)
+	h.silences++
+	if h.state == Unknown || h.silences >= patience {
+		h.become(Dead, now)
+	}
+}
+
+// refused records that a connection could not be made.
+func (h *health) refused(now time.Time, why error) {
+	h.miss(now, why)
+	h.silences = patience
+	h.become(Dead, now)
+}
+
+func (h *health) miss(now time.Time, why error) {
+	if h.misses == 0 {
+		h.missed = now
+	}
+	h.misses++
+	h.reason = why.Error()
+}
+
+func (h *health) become(s State, now time.Time) {
+	if h.state != s {
+		h.state, h.since = s, now
+	}
+}
+
+// doubtful reports whether the next check should come soon.
+func (h *health) doubtful() bool { return h.state == Ready && h.misses > 0 }
+
+// rank orders servers for new connections, lowest first. One that was never
+// asked may be as good as any.
+func (h *health) rank() int {
+	switch h.state {
+	case Ready:
+		return 0
+	case Unknown:
+		return 1
+	case NotReady:
+		return 2
+	default:
+		return 3
+	}
+}
+
+// usable reports whether new connections may go to the server while others
+// are there.
+func (h *health) usable() bool { return h.rank() < 2 }
+
+// hopeless reports whether what is connected is better off elsewhere. A server
+// that answers keeps its connections for grace: some of them carry a person's
+// shell, and it may only be starting its controllers again. It does not keep
+// them for ever: a kubelet that stays with it cannot renew its lease.
+func (h *health) hopeless(now time.Time, grace time.Duration) bool {
+	switch h.state {
+	case Dead:
+		return true
+	case NotReady:
+		return now.Sub(h.missed) >= grace
+	default:
+		return false
+	}
+}

@@ -1,0 +1,226 @@
+package balancer
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestHealth(t *testing.T) {
+	// r: ready, u: unready, s: silent, x: connection refused
+	for events, want := range map[string]State{
+		"":       Unknown,
+		"r":      Ready,
+		"u":      NotReady,
+		"s":      Dead,
+		"x":      Dead,
+		"ru":     Ready,
+		"ruu":    NotReady,
+		"rs":     Ready,
+		"rss":    Dead,
+		"rsr":    Ready,
+		"rsrs":   Ready,
+		"rsu":    NotReady,
+		"rus":    Ready,
+		"russ":   Dead,
+		"rx":     Dead,
+		"rxu":    NotReady,
+		"rxr":    Ready,
+		"ruus":   NotReady,
+		"ruuss":  Dead,
+		"ruusu":  NotReady,
+		"ruusus": NotReady,
+		"rxs":    Dead,
+	} {
+		h := health{state: Unknown}
+		now := time.Unix(1000, 0)
+		for _, e := range events {
+			now = now.Add(time.Second)
+			switch e {
+			case 'r':
+				h.ready(now)
+			case 'u':
+				h.unready(now, errNotReady)
+			case 's':
+				h.silent(now, errors.New("timeout"))
+			case 'x':
+				h.refused(now, errors.New("refused"))
+			}
+		}
+		if h.state != want {
+			t.Errorf("after %q: %s; want %s", events, h.state, want)
+		}
+		if ready := h.reason == ""; ready != (events == "" || strings.HasSuffix(events, "r")) {
+			t.Errorf("after %q: reason %q", events, h.reason)
+		}
+	}
+}
+
+// TestSpread wants nodes to use all servers about evenly, and when one fails,
+// its nodes to use all of the others.
+func TestSpread(t *testing.T) {
+	servers := []string{"10.0.0.1:6443", "10.0.0.2:6443", "10.0.0.3:6443"}
+	first, second := map[string]int{}, map[string]int{}
+	const nodes = 300
+	for i := range nodes {
+		p := &pool{seed: fmt.Sprintf("node-%d", i), log: slog.New(slog.DiscardHandler), now: time.Now, servers: map[string]*server{}, changed: make(chan struct{}, 1)}
+		p.set(servers)
+		order := p.order()
+		first[order[0].address]++
+		p.refused(order[0], errors.New("power cut"))
+		if order[0].address == servers[0] {
+			second[p.order()[0].address]++
+		}
+	}
+	t.Logf("first choice %v; of those of %s when it fails %v", first, servers[0], second)
+	for _, s := range servers {
+		if first[s] < nodes/4 {
+			t.Errorf("%d of %d nodes use %s", first[s], nodes, s)
+		}
+	}
+	for _, s := range servers[1:] {
+		if second[s] < first[servers[0]]/3 {
+			t.Errorf("of %d nodes whose server fails, %d go to %s", first[servers[0]], second[s], s)
+		}
+	}
+}
+
+// unstarted makes a balancer that does not run.
+func unstarted(t *testing.T, o Options) (*Balancer, *journal, error) {
+	t.Helper()
+	j := &journal{}
+	o.Log = j.logger()
+	if o.Listen == "" {
+		o.Listen = "127.0.0.1:0"
+	}
+	b, err := newBalancer(o, quick())
+	if err == nil {
+		t.Cleanup(func() { b.closeListeners() })
+	}
+	return b, j, err
+}
+
+func addresses(b *Balancer) []string {
+	var all []string
+	for _, s := range b.Servers() {
+		all = append(all, s.Address)
+	}
+	return all
+}
+
+func TestKeepsList(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "servers.json")
+	b, _, err := unstarted(t, Options{File: file, Initial: []string{"10.0.0.1:6443"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"10.0.0.1:6443"}, addresses(b)); diff != "" {
+		t.Errorf("at first (-want +got):\n%s", diff)
+	}
+	if err := b.Set([]string{"10.0.0.3:6443", "[fd00::2]:6443", "10.0.0.3:6443", "10.0.0.1:6443"}); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"10.0.0.1:6443", "10.0.0.3:6443", "[fd00::2]:6443"}
+	if diff := cmp.Diff(want, addresses(b)); diff != "" {
+		t.Errorf("after Set (-want +got):\n%s", diff)
+	}
+	before, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if before.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v", before.Mode())
+	}
+
+	// The same servers again are not written again: not by this balancer, and
+	// not by the next.
+	if err := b.Set([]string{want[2], want[1], want[0]}); err != nil {
+		t.Fatal(err)
+	}
+	next, j, err := unstarted(t, Options{File: file, Initial: []string{"10.9.9.9:6443"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, addresses(next)); diff != "" {
+		t.Errorf("at the next start (-want +got):\n%s", diff)
+	}
+	if err := next.Set(want); err != nil {
+		t.Fatal(err)
+	}
+	after, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !os.SameFile(before, after) {
+		t.Error("the same list was written again")
+	}
+	if j.String() != "" {
+		t.Errorf("log %q", j)
+	}
+}
+
+func TestUnreadableList(t *testing.T) {
+	for name, data := range map[string]string{
+		"empty":      "",
+		"cut short":  `{"servers":["10.0.0.1:64`,
+		"no server":  `{"servers":[]}`,
+		"no address": `{"servers":["10.0.0.1"]}`,
+		"zeros":      "\x00\x00\x00\x00",
+	} {
+		file := filepath.Join(t.TempDir(), "servers.json")
+		if err := os.WriteFile(file, []byte(data), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b, j, err := unstarted(t, Options{File: file, Initial: []string{"10.0.0.1:6443"}})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if got := addresses(b); !cmp.Equal(got, []string{"10.0.0.1:6443"}) {
+			t.Errorf("%s: servers %v", name, got)
+		}
+		aside, err := os.ReadFile(file + asideSuffix)
+		if err != nil || string(aside) != data {
+			t.Errorf("%s: set aside %q, %v", name, aside, err)
+		}
+		if !strings.Contains(j.String(), "starting with the servers that the node joined by") {
+			t.Errorf("%s: log %q", name, j)
+		}
+		if err := b.Set([]string{"10.0.0.1:6443"}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Stat(file); err != nil {
+			t.Errorf("%s: after Set: %v", name, err)
+		}
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	dir := t.TempDir()
+	good := []string{"10.0.0.1:6443"}
+	for name, o := range map[string]Options{
+		"in use":           {Listen: taken.Addr().String(), Initial: good},
+		"want a loopback":  {Listen: "0.0.0.0:0", Initial: good},
+		"no server":        {},
+		"want host:port":   {Initial: []string{"10.0.0.1:0"}},
+		"preferred server": {Initial: good, Prefer: "10.0.0.1"},
+	} {
+		o.File = filepath.Join(dir, "servers.json")
+		if _, _, err := unstarted(t, o); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("New = %v; want %q", err, name)
+		}
+	}
+}
