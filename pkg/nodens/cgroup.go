@@ -74,6 +74,9 @@ func (c cgroups) unified() bool {
 
 // create makes the groups, after removing what a killed run left.
 func (c cgroups) create(ctx context.Context) error {
+	if err := c.thaw(); err != nil {
+		return err
+	}
 	if err := c.remove(ctx); err != nil {
 		return err
 	}
@@ -223,3 +226,6 @@ func members(dir string) string {
 func isBusy(err error) bool {
 	return errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENOTEMPTY)
 }
+
+// isGone reports whether a group was removed while a file of it was open.
+func isGone(err error) bool { return errors.Is(err, unix.ENODEV) }

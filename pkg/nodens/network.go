@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"net"
 	"net/netip"
 	"os"
 
@@ -28,6 +29,14 @@ func bridgeAddress(p netip.Prefix) netip.Prefix {
 	return netip.PrefixFrom(p.Masked().Addr().Next(), p.Bits())
 }
 
+// hardwareAddress is eth0's: a machine that is switched off and on again has
+// the card that it had. The second digit says "locally administered".
+func hardwareAddress(node string) net.HardwareAddr {
+	h := fnv.New32a()
+	h.Write([]byte(node))
+	return h.Sum([]byte{0x02, 0xca})
+}
+
 func withNetworkLock(f func() error) error {
 	lock, err := os.OpenFile(networkLock, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -43,7 +52,11 @@ func withNetworkLock(f func() error) error {
 // attach plugs the node's eth0 into the bridge.
 func (n *Node) attach() error {
 	return withNetworkLock(func() error {
-		bridge, err := ensureBridge(n.cfg.Bridge, bridgeAddress(n.cfg.Address))
+		// What a killed program left would be faults that nobody asked for.
+		if err := removeRules(tableName(n.cfg.Name)); err != nil {
+			return err
+		}
+		bridge, err := ensureBridge(n.cfg.Bridge, n.cfg.bridgeAddresses())
 		if err != nil {
 			return fmt.Errorf("bridge %s: %w", n.cfg.Bridge, err)
 		}
@@ -51,9 +64,10 @@ func (n *Node) attach() error {
 			return err
 		}
 		veth := &netlink.Veth{
-			LinkAttrs:     netlink.LinkAttrs{Name: n.link, MasterIndex: bridge.Attrs().Index},
-			PeerName:      "eth0",
-			PeerNamespace: netlink.NsPid(n.pid),
+			LinkAttrs:        netlink.LinkAttrs{Name: n.link, MasterIndex: bridge.Attrs().Index},
+			PeerName:         nodeDevice,
+			PeerHardwareAddr: hardwareAddress(n.cfg.Name),
+			PeerNamespace:    netlink.NsPid(n.pid),
 		}
 		if err := netlink.LinkAdd(veth); err != nil {
 			return fmt.Errorf("add link %s: %w", n.link, err)
@@ -65,7 +79,19 @@ func (n *Node) attach() error {
 	})
 }
 
-func ensureBridge(name string, address netip.Prefix) (netlink.Link, error) {
+// nodeDevice is the node's network card.
+const nodeDevice = "eth0"
+
+// bridgeAddresses are the bridge's in the node's networks.
+func (c *Config) bridgeAddresses() []netip.Prefix {
+	all := []netip.Prefix{bridgeAddress(c.Address)}
+	if c.Address6.IsValid() {
+		all = append(all, bridgeAddress(c.Address6))
+	}
+	return all
+}
+
+func ensureBridge(name string, addresses []netip.Prefix) (netlink.Link, error) {
 	link, err := netlink.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}); err != nil {
@@ -79,19 +105,29 @@ func ensureBridge(name string, address netip.Prefix) (netlink.Link, error) {
 	if link.Type() != "bridge" {
 		return nil, fmt.Errorf("is a %s", link.Type())
 	}
-	addr, err := netlink.ParseAddr(address.String())
-	if err != nil {
-		return nil, err
-	}
-	if err := netlink.AddrReplace(link, addr); err != nil {
-		return nil, err
+	for _, address := range addresses {
+		addr, err := netlink.ParseAddr(address.String())
+		if err != nil {
+			return nil, err
+		}
+		if address.Addr().Is6() {
+			// Usable at once, without asking whether anybody else has it.
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		if err := netlink.AddrReplace(link, addr); err != nil {
+			return nil, fmt.Errorf("address %s: %w", address, err)
+		}
 	}
 	return link, netlink.LinkSetUp(link)
 }
 
 // detach unplugs the node, and removes the bridge after the last one.
 func (n *Node) detach() error {
-	return withNetworkLock(func() error {
+	faults := n.cable.end()
+	err := withNetworkLock(func() error {
+		if err := removeRules(tableName(n.cfg.Name)); err != nil {
+			return err
+		}
 		if err := removeLink(n.link); err != nil {
 			return err
 		}
@@ -113,6 +149,7 @@ func (n *Node) detach() error {
 		}
 		return netlink.LinkDel(bridge)
 	})
+	return errors.Join(faults, err)
 }
 
 func removeLink(name string) error {

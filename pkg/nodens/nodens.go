@@ -41,6 +41,9 @@ type Config struct {
 	// network's first address goes to the bridge; eth0 is handed over without
 	// an address, as a network card is: the node's configuration sets it.
 	Address netip.Prefix
+	// Address6 is the same for IPv6, such as fd00:88::2/64, for nodes with both
+	// families; the zero value is a node without.
+	Address6 netip.Prefix
 	// Bridge joins nodes; empty means DefaultBridge.
 	Bridge string
 	// Console receives what the node writes to its console; nil drops it.
@@ -108,6 +111,7 @@ type Node struct {
 	pid     int
 	cgroups cgroups
 	link    string
+	cable   *Link
 	lock    *os.File
 
 	clean func() error // undoes what start made outside of the namespaces, once
@@ -127,6 +131,7 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 		return nil, fmt.Errorf("start node %s: %w", cfg.Name, err)
 	}
 	n := &Node{cfg: cfg, link: linkName(cfg.Name), done: make(chan struct{})}
+	n.cable = &Link{node: n}
 	n.clean = sync.OnceValue(n.cleanUp)
 	if err := n.start(ctx); err != nil {
 		return nil, fmt.Errorf("start node %s: %w", cfg.Name, err)
@@ -143,6 +148,9 @@ func (c *Config) complete() error {
 	}
 	if !c.Address.IsValid() || c.Address.Addr() == bridgeAddress(c.Address).Addr() {
 		return fmt.Errorf("address %s: want one of a network, other than its first, which is the bridge's", c.Address)
+	}
+	if c.Address6.IsValid() && (!c.Address6.Addr().Is6() || c.Address6.Addr() == bridgeAddress(c.Address6).Addr()) {
+		return fmt.Errorf("address %s: want one of an IPv6 network, other than its first, which is the bridge's", c.Address6)
 	}
 	if c.Bridge == "" {
 		c.Bridge = DefaultBridge
@@ -314,6 +322,9 @@ func (n *Node) cleanUp() error {
 	return errors.Join(n.detach(), n.cgroups.remove(ctx), n.lock.Close())
 }
 
+// Link is the node's cable.
+func (n *Node) Link() *Link { return n.cable }
+
 // PID is the process id of the node's init on the build machine.
 func (n *Node) PID() int { return n.pid }
 
@@ -347,6 +358,10 @@ func (n *Node) Kill() error {
 	if err := n.signal(unix.SIGKILL); err != nil {
 		return err
 	}
+	// The signal is pending before the first of them can move again.
+	if err := n.cgroups.thaw(); err != nil {
+		return fmt.Errorf("kill node %s: %w", n.cfg.Name, err)
+	}
 	<-n.done
 	return n.err
 }
@@ -373,9 +388,15 @@ func (n *Node) Command(ctx context.Context, argv ...string) *exec.Cmd {
 }
 
 // Exec runs a program inside the node and returns its standard output; the
-// error holds what it wrote to standard error.
+// error holds what it wrote to standard error. When ctx ends, so does the
+// program.
 func (n *Node) Exec(ctx context.Context, argv ...string) ([]byte, error) {
-	out, err := n.Command(ctx, argv...).Output()
+	cmd := n.Command(ctx, argv...)
+	// The program is a child of nsenter, in the same group.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
 	if err != nil {
 		var exitErr *exec.ExitError
 		if errors.As(err, &exitErr) {

@@ -253,11 +253,12 @@ func TestExecReportsFailure(t *testing.T) {
 func TestStartRefuses(t *testing.T) {
 	tree := tree(t)
 	for name, change := range map[string]func(*Config){
-		"no host name":  func(c *Config) { c.Name = "../x" },
-		"the bridge's":  func(c *Config) { c.Address = netip.MustParsePrefix("10.88.77.1/24") },
-		"cannot hold":   func(c *Config) { c.Tree = "/a:b" },
-		"no such file":  func(c *Config) { c.Init = []string{"/absent"} },
-		"mount overlay": func(c *Config) { c.Tree = filepath.Join(tree, "absent") },
+		"no host name":    func(c *Config) { c.Name = "../x" },
+		"the bridge's":    func(c *Config) { c.Address = netip.MustParsePrefix("10.88.77.1/24") },
+		"an IPv6 network": func(c *Config) { c.Address6 = netip.MustParsePrefix("fd00:8877::1/64") },
+		"cannot hold":     func(c *Config) { c.Tree = "/a:b" },
+		"no such file":    func(c *Config) { c.Init = []string{"/absent"} },
+		"mount overlay":   func(c *Config) { c.Tree = filepath.Join(tree, "absent") },
 	} {
 		cfg, _ := config(t, tree, "bad", "10.88.77.2/24")
 		change(&cfg)

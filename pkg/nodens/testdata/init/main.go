@@ -3,13 +3,18 @@
 package main
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"math/rand"
 	"net"
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -29,12 +34,23 @@ func run(args []string) error {
 	case "address": // address 10.88.0.2/24
 		return setAddress(args[1])
 	case "dial": // dial 10.88.0.3:80
-		c, err := net.Dial("tcp", args[1])
+		c, err := net.DialTimeout("tcp", args[1], time.Second)
 		if err != nil {
 			return err
 		}
 		_, err = io.Copy(os.Stdout, c)
 		return err
+	case "carrier":
+		carrier, err := os.ReadFile("/sys/class/net/eth0/carrier")
+		if err != nil {
+			return err
+		}
+		fmt.Print(strings.TrimSpace(string(carrier)))
+		return nil
+	case "ping": // ping 10.88.0.3 20
+		return ping(args[1], args[2])
+	case "pour": // pour 10.88.0.1:4000 1000000
+		return pour(args[1], args[2])
 	case "fail":
 		return fmt.Errorf("asked to fail")
 	case "child":
@@ -50,6 +66,9 @@ func setAddress(address string) error {
 	if err != nil {
 		return err
 	}
+	if addr.IP.To4() == nil {
+		addr.Flags = syscall.IFA_F_NODAD
+	}
 	link, err := netlink.LinkByName("eth0")
 	if err != nil {
 		return err
@@ -58,6 +77,68 @@ func setAddress(address string) error {
 		return err
 	}
 	return netlink.LinkSetUp(link)
+}
+
+// ping sends count echo requests, 20 ms apart, and prints the round trips of
+// those that came back within two seconds, in milliseconds.
+func ping(address, count string) error {
+	to, err := net.ResolveIPAddr("ip4", address)
+	if err != nil {
+		return err
+	}
+	n, err := strconv.Atoi(count)
+	if err != nil {
+		return err
+	}
+	c, err := net.ListenPacket("ip4:icmp", "0.0.0.0")
+	if err != nil {
+		return err
+	}
+	sent := make([]time.Time, n)
+	go func() {
+		for i := range sent {
+			sent[i] = time.Now()
+			c.WriteTo(echo(uint16(i)), to)
+			time.Sleep(20 * time.Millisecond)
+		}
+	}()
+	c.SetReadDeadline(time.Now().Add(time.Duration(n)*20*time.Millisecond + 2*time.Second))
+	trips := map[int]float64{}
+	buffer := make([]byte, 1500)
+	for len(trips) < n {
+		k, _, err := c.ReadFrom(buffer)
+		if err != nil {
+			break
+		}
+		if i := int(binary.BigEndian.Uint16(buffer[6:])); k >= 8 && buffer[0] == 0 && i < n {
+			trips[i] = float64(time.Since(sent[i]).Microseconds()) / 1000
+		}
+	}
+	return json.NewEncoder(os.Stdout).Encode(slices.Collect(maps.Values(trips)))
+}
+
+// echo is an ICMP echo request.
+func echo(sequence uint16) []byte {
+	p := []byte{8, 0, 0, 0, 0xca, 0x12, 0, 0}
+	binary.BigEndian.PutUint16(p[6:], sequence)
+	sum := uint32(8<<8) + 0xca12 + uint32(sequence)
+	binary.BigEndian.PutUint16(p[2:], ^uint16(sum+sum>>16))
+	return p
+}
+
+// pour sends that many bytes that are not all the same.
+func pour(address, bytes string) error {
+	n, err := strconv.ParseInt(bytes, 10, 64)
+	if err != nil {
+		return err
+	}
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = io.CopyN(c, rand.New(rand.NewSource(1)), n)
+	return err
 }
 
 func boot(args []string) error {
