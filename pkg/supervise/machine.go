@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/cairn-os/cairn/pkg/reaper"
 )
 
 // State is where a service stands.
@@ -14,6 +16,7 @@ const (
 	Waiting  State = "waiting"  // for its dependencies, before its first start
 	Starting State = "starting" // started, not yet ready
 	Ready    State = "ready"    // it serves
+	Done     State = "done"     // a one-shot service that has done its work
 	Stopping State = "stopping" // told to end
 	Backoff  State = "backoff"  // ended by itself, waits to be started again
 	Stopped  State = "stopped"  // by an operator or a shutdown; stays so until told to start
@@ -26,6 +29,7 @@ const (
 	maxDelay     = time.Minute
 	healthyAfter = 5 * time.Minute  // ready for so long, a service's earlier failures are forgotten
 	killPatience = 10 * time.Second // between two looks at a process that SIGKILL did not end
+	sayEvery     = 10 * time.Second // between two status messages of one service on the console
 )
 
 // action is what a transition asks the supervisor to do. Order matters.
@@ -75,8 +79,13 @@ type machine struct {
 	started  time.Duration
 	ready    time.Duration // 0: not ready
 	lastExit string
-	message  string
+	message  string        // what the process said last of itself
+	told     string        // the message that the console has seen last
+	mayTell  time.Duration // when the console may see the next one
 }
+
+// satisfied says whether services that come after this one may start.
+func (m *machine) satisfied() bool { return m.state == Ready || m.state == Done }
 
 func newMachine(svc Service) *machine { return &machine{svc: svc, state: Waiting} }
 
@@ -105,11 +114,13 @@ func (m *machine) spawned(now time.Duration, pid int) ([]action, error) {
 	m.pid, m.started = pid, now
 	m.starts++
 	acts := []action{logf("%s started, pid %d", m.svc.Name, pid)}
-	if m.svc.Notify {
-		m.deadline = now + m.svc.ReadyTimeout
+	if !m.svc.Notify && !m.svc.Oneshot {
+		m.state, m.ready = Ready, now
 		return acts, nil
 	}
-	m.state, m.ready = Ready, now
+	if m.svc.ReadyTimeout > 0 {
+		m.deadline = now + m.svc.ReadyTimeout
+	}
 	return acts, nil
 }
 
@@ -159,13 +170,35 @@ func (m *machine) notified(now time.Duration) ([]action, error) {
 	}
 }
 
+// said is a STATUS= of the main process: why it is not ready yet, mostly. Who stands before the machine sees it, too;
+// a process that talks much is heard every sayEvery, with what it said last.
+func (m *machine) said(now time.Duration, text string) []action {
+	m.message = text
+	return m.tell(now)
+}
+
+// tell brings the newest message to the console, when it is new there and its time has come.
+func (m *machine) tell(now time.Duration) []action {
+	if m.message == "" || m.message == m.told || now < m.mayTell {
+		return nil
+	}
+	m.told, m.mayTell = m.message, now+sayEvery
+	return []action{logf("%s: %s", m.svc.Name, m.message)}
+}
+
 // exited is the end of the main process.
-func (m *machine) exited(now time.Duration, exit string) ([]action, error) {
+func (m *machine) exited(now time.Duration, end reaper.Exit) ([]action, error) {
 	acts := []action{{kind: actSweep}}
 	ran := short(now - m.started)
+	exit := end.String()
 	switch m.state {
 	case Starting, Ready:
 		m.lastExit = exit
+		if m.svc.Oneshot && end.Success() {
+			return append(acts, m.finish(now, ran)), nil
+		}
+		m.mayTell = min(m.mayTell, now) // its last words say why
+		acts = append(acts, m.tell(now)...)
 		acts = append(acts, m.backoff(now, fmt.Sprintf("ended by itself after %s: %s", ran, exit))...)
 		return append(acts, action{kind: actTail}), nil
 	case Stopping:
@@ -187,11 +220,26 @@ func (m *machine) exited(now time.Duration, exit string) ([]action, error) {
 	}
 }
 
-// tick acts on a deadline that has passed.
-func (m *machine) tick(now time.Duration) ([]action, error) {
-	if m.deadline == 0 || now < m.deadline {
-		return nil, nil
+// finish moves a one-shot service to Done. What it said while it worked is no longer so.
+func (m *machine) finish(now, ran time.Duration) action {
+	if m.ready == 0 {
+		m.ready = now
 	}
+	m.state, m.pid, m.deadline, m.failures, m.message, m.told = Done, 0, 0, 0, "", ""
+	return logf("%s done after %s", m.svc.Name, ran)
+}
+
+// tick acts on a deadline that has passed, and on a message that had to wait.
+func (m *machine) tick(now time.Duration) ([]action, error) {
+	acts := m.tell(now)
+	if m.deadline == 0 || now < m.deadline {
+		return acts, nil
+	}
+	more, err := m.late(now)
+	return append(acts, more...), err
+}
+
+func (m *machine) late(now time.Duration) ([]action, error) {
 	switch m.state {
 	case Starting:
 		acts := []action{logf("%s was not ready within %s: stop it and start it again", m.svc.Name, m.svc.ReadyTimeout), {kind: actTail}}
@@ -261,7 +309,7 @@ func (m *machine) request(now time.Duration, req request) ([]action, error) {
 		return nil, nil
 	case Waiting: // it starts when it can; an operator's wish does not make dependencies ready
 		return nil, nil
-	case Backoff, Stopped:
+	case Backoff, Stopped, Done: // what is done is done once more
 		m.failures = 0
 		return m.start(), nil
 	default:
@@ -279,6 +327,9 @@ func (m *machine) end(now time.Duration) []action {
 		return nil
 	case Stopped:
 		return nil
+	case Done:
+		m.state, m.ready = Stopped, 0
+		return nil
 	default: // Waiting and Backoff have no process
 		m.state, m.deadline = Stopped, 0
 		return []action{logf("%s stopped", m.svc.Name)}
@@ -293,9 +344,11 @@ func (m *machine) invariant() error {
 		return fmt.Errorf("%s: invariant: pid %d while %s", m.svc.Name, m.pid, m.state)
 	case (m.state == Backoff || m.state == Stopping) && m.deadline == 0:
 		return fmt.Errorf("%s: invariant: no deadline while %s", m.svc.Name, m.state)
-	case (m.state == Ready || m.state == Waiting || m.state == Stopped) && m.deadline != 0:
+	case (m.state == Ready || m.state == Waiting || m.state == Stopped || m.state == Done) && m.deadline != 0:
 		return fmt.Errorf("%s: invariant: a deadline while %s", m.svc.Name, m.state)
-	case m.ready != 0 && m.state != Ready && m.state != Stopping:
+	case m.state == Done && !m.svc.Oneshot:
+		return fmt.Errorf("%s: invariant: done, and no one-shot service", m.svc.Name)
+	case m.ready != 0 && m.state != Ready && m.state != Done && m.state != Stopping:
 		return fmt.Errorf("%s: invariant: ready at %s while %s", m.svc.Name, m.ready, m.state)
 	}
 	return nil

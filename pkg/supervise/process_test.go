@@ -31,8 +31,13 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// child is a well-behaved service; "mute" never notifies, "stubborn" ignores SIGTERM.
+// child is a well-behaved service; "mute" never notifies, "stubborn" ignores SIGTERM, "once FILE" fails until FILE is
+// there.
 func child(mode string) {
+	if file, ok := strings.CutPrefix(mode, "once "); ok {
+		once(file)
+		return
+	}
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)
 	fmt.Println("serving in mode", mode)
@@ -47,6 +52,16 @@ func child(mode string) {
 		select {}
 	}
 	fmt.Println("ending")
+}
+
+func once(file string) {
+	if _, err := os.Stat(file); err == nil {
+		return
+	}
+	if sent, err := daemon.SdNotify(false, "STATUS=no file yet"); !sent || err != nil {
+		fmt.Println("notify:", sent, err)
+	}
+	os.Exit(1)
 }
 
 func service(name, mode string, after ...string) Service {
@@ -321,5 +336,40 @@ func TestNewRefuses(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("New(%+v) = %v; want %q", services, err, want)
 		}
+	}
+}
+
+// TestOneshot: what comes after a one-shot service waits until that has ended well, and says why it does not.
+func TestOneshot(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	join := service("join", "once "+file)
+	join.Oneshot = true
+	w := run(t, join, service("web", "web", "join"))
+	w.process("join", "tried again", func(p status.Process) bool { return p.Restarts > 0 })
+	if p := w.process("web", "known", func(status.Process) bool { return true }); p.State != string(Waiting) {
+		t.Errorf("web is %s; want it to wait for join", p.State)
+	}
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.ready("web")
+	done := func(p status.Process) bool { return p.State == string(Done) }
+	p := w.process("join", "done", done)
+	if p.PID != 0 || p.LastExit != "exit status 0" || p.Message != "" || p.ReadyS == 0 {
+		t.Errorf("join is %+v; want it done, without a process and a message", p)
+	}
+	if text := w.text(); strings.Count(text, "join: no file yet") != 1 {
+		t.Errorf("the console said:\n%s\nwant once why join does not go on", text)
+	}
+	if err := w.Restart("join"); err != nil {
+		t.Fatal(err)
+	}
+	again := w.process("join", "done again", func(q status.Process) bool { return done(q) && q.Restarts > p.Restarts })
+	if web := w.ready("web"); web.Restarts != 0 || again.Restarts != p.Restarts+1 {
+		t.Errorf("after a restart of join: web %+v, join %+v; want one more run and web untouched", web, again)
+	}
+	w.stop()
+	if p := w.Status()[0]; p.State != string(Stopped) {
+		t.Errorf("join is %s after the shutdown; want it stopped", p.State)
 	}
 }

@@ -5,7 +5,9 @@
 // out, so that the whole behaviour is tested as transcripts without processes or clocks. Supervisor owns the machines
 // under one mutex, delivers events and carries the actions out.
 //
-//	          dependencies ready             READY=1, or at once without Notify
+//	                                 exit 0 of a one-shot service
+//	                                ┌────────────────────────► done ◄─┐
+//	          dependencies ready    │  READY=1, or at once            │
 //	waiting ─────────────────────► starting ────────────────────────► ready
 //	   │                            │  ▲  │ too slow to be ready        │ │
 //	   │ stop                  exit │  │  └───────────────┐    exit     │ │ stop, restart
@@ -13,6 +15,8 @@
 //	stopped ◄──────── stop ──────── backoff ◄── exit ── stopping ◄───────┘
 //	   ▲  └── start ──► starting                           │
 //	   └───────────────────── exit, was told to stop ──────┘
+//
+// From done, start and restart lead to starting, and stop to stopped.
 //
 // Dependencies gate the first start only: when one crashes later, what depends on it stays up and reconnects. No state
 // means "given up": a machine without an administrator near it must go on trying, at most a minute apart.
@@ -41,7 +45,11 @@ type Service struct {
 	After []string
 	// Notify: the service is ready when its main process sends READY=1 (sd_notify). Without it, when it was started.
 	Notify bool
-	// ReadyTimeout is how long a Notify service may take; it is stopped and started again after that. 0: 5 minutes.
+	// Oneshot: the service is done, and what comes After it may start, when its main process ends with status 0; it is
+	// not started again. With Notify it may say READY=1 before, and go on. Any other end is a failure like everybody's.
+	Oneshot bool
+	// ReadyTimeout is how long a Notify or Oneshot service may take; it is stopped and started again after that.
+	// 0: 5 minutes; less: for ever, for what waits for a person or for another machine and says so.
 	ReadyTimeout time.Duration
 	OOMScore     int           // oom_score_adj, -1000 to 1000
 	MemoryLimit  int64         // bytes, given as GOMEMLIMIT; 0: none. A hint to Go's collector, no hard limit

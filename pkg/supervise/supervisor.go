@@ -98,7 +98,7 @@ func (s *Supervisor) turn(stop bool) (nap time.Duration, finished bool) {
 
 func (s *Supervisor) dependenciesReady(u *unit) bool {
 	for _, o := range s.units {
-		if slices.Contains(u.m.svc.After, o.m.svc.Name) && o.m.state != Ready {
+		if slices.Contains(u.m.svc.After, o.m.svc.Name) && !o.m.satisfied() {
 			return false
 		}
 	}
@@ -210,7 +210,7 @@ func (s *Supervisor) watch(u *unit, proc *reaper.Process, out *stream) {
 	if u.proc != proc {
 		return // abandoned
 	}
-	s.do(u, func(now time.Duration) ([]action, error) { return u.m.exited(now, proc.Exit().String()) })
+	s.do(u, func(now time.Duration) ([]action, error) { return u.m.exited(now, proc.Exit()) })
 }
 
 // notified takes a message of sd_notify. Only the main process is listened to.
@@ -218,12 +218,19 @@ func (s *Supervisor) notified(u *unit, msg notify.Message) {
 	defer s.recovered("notification of " + u.m.svc.Name)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if u.m.pid == 0 && u.proc != nil && msg.PID == u.proc.PID() {
+		// Last words, which the end overtook: a process says why it gives up, and does.
+		if msg.HasStatus && u.m.state == Backoff {
+			s.do(u, func(now time.Duration) ([]action, error) { return u.m.said(now, msg.Status), nil })
+		}
+		return
+	}
 	if u.m.pid == 0 || msg.PID != u.m.pid {
 		s.opt.Logf("supervise: %s: notification of pid %d ignored, the main process is %d", u.m.svc.Name, msg.PID, u.m.pid)
 		return
 	}
 	if msg.HasStatus {
-		u.m.message = msg.Status
+		s.do(u, func(now time.Duration) ([]action, error) { return u.m.said(now, msg.Status), nil })
 	}
 	if msg.Ready && u.m.svc.Notify {
 		s.do(u, u.m.notified)

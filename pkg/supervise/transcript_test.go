@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/cairn-os/cairn/pkg/reaper"
 )
 
 var update = flag.Bool("update", false, "rewrite the transcripts")
@@ -47,7 +49,9 @@ func TestTranscripts(t *testing.T) {
 // play runs the events of a transcript and returns it with the answers that were given.
 func play(t *testing.T, transcript string) string {
 	t.Helper()
-	m := newMachine(withDefaults(Service{Name: "web", Argv: []string{"web"}, Notify: true, ReadyTimeout: time.Minute}))
+	m := newMachine(withDefaults(Service{
+		Name: "web", Argv: []string{"web"}, Notify: true, ReadyTimeout: time.Minute, Oneshot: strings.HasPrefix(transcript, "# One-shot"),
+	}))
 	var out strings.Builder
 	pid := 100
 	lines := bufio.NewScanner(strings.NewReader(transcript))
@@ -112,7 +116,9 @@ func feed(t *testing.T, m *machine, now time.Duration, event string) ([]action, 
 	case "ready":
 		return m.notified(now)
 	case "exit":
-		return m.exited(now, "exit status "+strconv.Itoa(atoi(t, arg)))
+		return m.exited(now, reaper.Exit{Code: atoi(t, arg)})
+	case "says":
+		return m.said(now, arg), nil
 	case "tick":
 		return m.tick(now)
 	case "start", "stop", "restart", "shutdown":
@@ -147,7 +153,7 @@ func TestDelay(t *testing.T) {
 
 // TestAnyOrderKeepsTheInvariant feeds every sequence of five events: no order may panic or break the invariant.
 func TestAnyOrderKeepsTheInvariant(t *testing.T) {
-	events := []string{"dependencies", "ready", "exit 1", "tick", "start", "stop", "restart", "shutdown"}
+	events := []string{"dependencies", "ready", "exit 0", "exit 1", "tick", "start", "stop", "restart", "shutdown"}
 	var walk func(path []string)
 	walk = func(path []string) {
 		if len(path) == 5 {
@@ -156,6 +162,7 @@ func TestAnyOrderKeepsTheInvariant(t *testing.T) {
 				fmt.Fprintf(&b, "> %ds %s\n", (i+1)*30, e)
 			}
 			play(t, b.String())
+			play(t, "# One-shot\n"+b.String())
 			return
 		}
 		for _, e := range events {

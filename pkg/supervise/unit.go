@@ -120,7 +120,7 @@ func (u *unit) describe() status.Process {
 		Name: m.svc.Name, State: string(m.state), PID: m.pid, Restarts: max(0, m.starts-1),
 		LastExit: m.lastExit, Message: m.message, Log: u.out.path,
 	}
-	if m.pid != 0 {
+	if m.pid != 0 || m.state == Done {
 		p.StartedS, p.ReadyS = status.InSeconds(m.started), status.InSeconds(m.ready)
 	}
 	return p
