@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,10 +21,10 @@ var bad = []struct{ name, text, want string }{
 	{"no fuzz in new keys", "cairn:\n  network:\n    nameserver: [10.0.0.1]\n", "3: cairn.network.nameserver: unknown key; did you mean nameservers?"},
 	{"hyphen", "run-cmd: [a]\n", "1: run-cmd: unknown key; did you mean run_cmd?"},
 	{"misplaced", "labels: {a: b}\ncairn:\n  hostname: a\n", "1: labels: unknown key here; it belongs below cairn\n3: cairn.hostname: unknown key here; it belongs to the top level"},
-	{"k3OS key", "boot_cmd: [a]\nk3os: {password: hunter2, serverUrl: 'https://x'}\n",
+	{"k3OS key", "boot_cmd: [a]\nk3os: {password: hunter2, wifi: []}\n",
 		"1: boot_cmd: not supported; use run_cmd, which runs once the network is up\n" +
 			"2: cairn.password: not supported: no account has a password; use ssh_authorized_keys\n" +
-			"2: cairn.serverUrl: not supported yet: this release makes clusters of one machine"},
+			"2: cairn.wifi: not supported yet"},
 	{"odd key", "\"a\\nb\": 1\n", `1: "a\nb": unknown key; known here: hostname, ssh_authorized_keys, write_files, run_cmd, cairn`},
 	{"duplicate", "hostname: a\nrun_cmd: [b]\nhostname: c\n", "3: hostname: given twice, first on line 1"},
 	{"duplicate by spelling", "run_cmd: [a]\nruncmd: [b]\n", "2: run_cmd: given twice, first as run_cmd on line 1"},
@@ -135,7 +136,7 @@ func each(format string, values ...string) []string {
 }
 
 func TestBad(t *testing.T) {
-	for _, tt := range bad {
+	for _, tt := range slices.Concat(bad, badCluster) {
 		t.Run(tt.name, func(t *testing.T) {
 			c, err := Parse("f", []byte(tt.text))
 			if c != nil {
@@ -219,9 +220,10 @@ func staircase(size int) string {
 
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(full))
-	for _, tt := range bad {
+	for _, tt := range slices.Concat(bad, badCluster) {
 		f.Add([]byte(tt.text))
 	}
+	f.Add([]byte(k3sDocument))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := Parse("f", data)
 		var problems Problems

@@ -23,7 +23,9 @@ var checks = map[string]func(string) string{
 	"encoding":    encoding,
 	"owner":       matches(`^([a-z_][a-z0-9_-]{0,31}|[0-9]{1,9})(:([a-z_][a-z0-9_-]{0,31}|[0-9]{1,9}))?$`, "want user or user:group, by name or number"),
 	"permissions": matches(`^0?[0-7]{3,4}$`, "want octal digits such as 0644"),
-	"token":       matches(`^[!-~]{1,512}$`, "want 1 to 512 letters, digits and signs without a space"),
+	"role":        matches(`^(server|agent|witness)$`, "want server, agent or witness"),
+	"serverURL":   serverURL,
+	"token":       joinToken,
 	"labelKey":    labelKey,
 	"labelValue":  labelValue,
 	"taint":       taint,
@@ -41,6 +43,14 @@ var checks = map[string]func(string) string{
 	"mtu":         between(68, 65535),
 	"metric":      between(0, 1<<31-1),
 	"endpoint":    endpoint,
+
+	"podCIDR":         podCIDR,
+	"serviceCIDR":     serviceCIDR,
+	"flannel":         matches(`^(vxlan|host-gw|wireguard|none)$`, "want vxlan, host-gw, wireguard or none"),
+	"nodeIP":          nodeIP,
+	"battery":         battery,
+	"certificateLife": certificateLife,
+	"componentArg":    componentArg,
 }
 
 func matches(expression, want string) func(string) string {

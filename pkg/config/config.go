@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -20,13 +21,16 @@ func Load(path string) (*Config, error) {
 	return Parse(source.Name, source.Data)
 }
 
-// Parse reads one document; name is what its problems call the file.
+// Parse reads one document that is a machine's whole configuration; name is what its problems call the file. A document
+// that is completed by others goes through Merge with them.
 func Parse(name string, data []byte) (*Config, error) {
 	root, err := Source{Name: name, Data: data}.read()
 	if err != nil {
 		return nil, err
 	}
-	return decode(root)
+	m := newMerger()
+	m.merge(m.root, root, field{typ: reflect.TypeFor[Config]()}, name)
+	return m.finish()
 }
 
 // decode fills a Config from a tree that the reader made.

@@ -30,7 +30,24 @@ write_files:
 - {path: /etc/packed, content: H4sIAAAAAAAAA8tIzcnJBwCGphA2BQAAAA==, encoding: gz+b64}
 run_cmd: ["echo a: b"]
 cairn:
+  role: server
+  server_url: https://[2001:db8::2]
   token: 0421
+  cluster:
+    pod_cidr: [10.64.0.0/16, "fd00:64::/56"]
+    service_cidr: [10.65.0.0/16, "fd00:65::/112"]
+    flannel: host-gw
+    tls_sans: [till.example.com, 192.0.2.100]
+    node_ip: 192.0.2.7
+    zone: backroom
+    disable: [coredns, traefik]
+    certificate_life: 10m
+    audit: true
+    kube_apiserver_args: [v=2, profiling]
+    kube_controller_manager_args: "node-monitor-period=5s"
+    kube_scheduler_args: [v=3]
+    kubelet_args: ["eviction-hard=memory.available<50Mi,nodefs.available<5%"]
+    kube_proxy_args: [v=4]
   labels: {store: 0421, open: true, example.com/x: ""}
   taints: [role=till:NoSchedule, "gpu:NoExecute"]
   sysctls:
@@ -65,7 +82,15 @@ var wantFull = Config{
 	},
 	RunCmd: []string{"echo a: b"},
 	Cairn: Cairn{
-		Token:          "0421",
+		Role: "server", ServerURL: "https://[2001:db8::2]", Token: "0421",
+		Cluster: Cluster{
+			PodCIDR: []string{"10.64.0.0/16", "fd00:64::/56"}, ServiceCIDR: []string{"10.65.0.0/16", "fd00:65::/112"}, Flannel: "host-gw",
+			TLSSANs: []string{"till.example.com", "192.0.2.100"}, NodeIP: []string{"192.0.2.7"}, Zone: "backroom",
+			Disable: []string{"coredns", "traefik"}, CertificateLife: "10m", Audit: true,
+			KubeAPIServerArgs: []string{"v=2", "profiling"}, KubeControllerManagerArgs: []string{"node-monitor-period=5s"},
+			KubeSchedulerArgs: []string{"v=3"}, KubeProxyArgs: []string{"v=4"},
+			KubeletArgs: []string{"eviction-hard=memory.available<50Mi,nodefs.available<5%"},
+		},
 		Labels:         map[string]string{"store": "0421", "open": "true", "example.com/x": ""},
 		Taints:         []string{"role=till:NoSchedule", "gpu:NoExecute"},
 		Sysctls:        map[string]string{"net.ipv4.ip_forward": "1"},
@@ -135,7 +160,7 @@ k3os:
   env: {}
 `
 	_, err := Parse("f", []byte(text))
-	if want := "f:11: cairn.env: unknown key; known here: token, labels, taints, sysctls, modules, dns_nameservers, ntp_servers, environment, network, datastore"; err == nil || err.Error() != want {
+	if want := "f:11: cairn.env: unknown key; known here: role, server_url, token, k3s_args, cluster, labels, taints, sysctls, modules, dns_nameservers, ntp_servers, environment, network, datastore"; err == nil || err.Error() != want {
 		t.Errorf("error = %v; want %s", err, want)
 	}
 	c, err := Parse("f", []byte(strings.Replace(text, "  env: {}\n", "", 1)))

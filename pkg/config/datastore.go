@@ -10,7 +10,7 @@ import (
 
 // Datastore names where a server keeps Kubernetes' state when that is not the
 // machine's own store. The keys are k3s's --datastore-endpoint, --datastore-cafile,
-// --datastore-certfile and --datastore-keyfile, which k3OS takes in k3s_args; a later change will read them from there.
+// --datastore-certfile and --datastore-keyfile.
 type Datastore struct {
 	// Endpoint is https://HOST:2379,... of an etcd cluster, postgres://USER:PASSWORD@HOST:PORT/DATABASE, or
 	// mysql://USER:PASSWORD@tcp(HOST:PORT)/DATABASE. Secret, for it holds the password.

@@ -31,9 +31,9 @@ func CommandLine(l cmdline.Line) Source {
 // Merge reads all sources and puts them together, later ones over earlier ones: mappings merge, everything else is
 // replaced, lists and interfaces as a whole. It returns the configuration and its document, in which comments tell
 // where each value came from. Sources that hold nothing are skipped; without any the configuration is empty. When one
-// source is bad nothing is returned but the Problems of all.
+// source is bad nothing is returned but the Problems of all; when each is good, those of the whole.
 func Merge(sources []Source) (*Config, []byte, error) {
-	root := &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map"}
+	m := newMerger()
 	var problems Problems
 	for _, s := range sources {
 		tree, err := s.read()
@@ -45,21 +45,48 @@ func Merge(sources []Source) (*Config, []byte, error) {
 		case err != nil:
 			return nil, nil, err
 		default:
-			merge(root, tree, field{typ: reflect.TypeFor[Config]()}, s.Name)
+			m.merge(m.root, tree, field{typ: reflect.TypeFor[Config]()}, s.Name)
 		}
 	}
 	if len(problems) > 0 {
 		return nil, nil, problems
 	}
-	c, err := decode(root)
+	c, err := m.finish()
 	if err != nil {
 		return nil, nil, err
 	}
-	text, err := encode(root)
+	text, err := encode(m.root)
 	if err != nil {
 		return nil, nil, err
 	}
 	return c, text, nil
+}
+
+// merger puts checked trees together.
+type merger struct {
+	root     *yaml.Node
+	files    map[*yaml.Node]string // which source a value in root is from; mappings have none
+	problems Problems              // of the whole
+}
+
+func newMerger() *merger {
+	return &merger{root: &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map"}, files: map[*yaml.Node]string{}}
+}
+
+// finish turns what was merged into the configuration, if it is good as a whole.
+func (m *merger) finish() (*Config, error) {
+	m.applyK3s()
+	c, err := decode(m.root)
+	if err != nil {
+		return nil, err
+	}
+	if len(m.problems) == 0 {
+		m.checkWhole(c)
+	}
+	if len(m.problems) > 0 {
+		return nil, m.problems
+	}
+	return c, nil
 }
 
 // read returns the checked tree of the source.
@@ -82,7 +109,7 @@ func (s Source) read() (*yaml.Node, error) {
 }
 
 // merge puts from, which is of type f and comes from the named source, into the mapping into.
-func merge(into, from *yaml.Node, f field, name string) {
+func (m *merger) merge(into, from *yaml.Node, f field, name string) {
 	for i := 0; i+1 < len(from.Content); i += 2 {
 		key, value := from.Content[i], from.Content[i+1]
 		child := field{typ: f.typ}
@@ -94,15 +121,16 @@ func merge(into, from *yaml.Node, f field, name string) {
 		mapping := value.Kind == yaml.MappingNode && !f.whole
 		if !mapping {
 			key.HeadComment = origin(name, key.Line)
+			m.files[value] = name
 		}
 		at := index(into, key.Value)
 		switch {
 		case mapping && at < 0:
 			fresh := &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map"}
 			into.Content = append(into.Content, key, fresh)
-			merge(fresh, value, child, name)
+			m.merge(fresh, value, child, name)
 		case mapping:
-			merge(into.Content[at+1], value, child, name)
+			m.merge(into.Content[at+1], value, child, name)
 		case at < 0:
 			into.Content = append(into.Content, key, value)
 		default:

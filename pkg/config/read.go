@@ -14,6 +14,7 @@ import (
 // belong, and scalars tagged with the type they are meant to have. The result decodes without surprises.
 type reader struct {
 	file     string
+	part     bool // what is read is no whole mapping: values are checked, and not against each other
 	problems Problems
 }
 
@@ -72,7 +73,7 @@ func (r *reader) object(n *yaml.Node, t reflect.Type, path string) *yaml.Node {
 			out.Content = append(out.Content, text(f.name, key.Line), v)
 		}
 	}
-	if check, ok := wholes[t]; ok && len(r.problems) == before {
+	if check := whole(t); check != nil && !r.part && len(r.problems) == before {
 		check(r, out, path)
 	}
 	return out

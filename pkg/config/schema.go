@@ -62,8 +62,6 @@ var elsewhere = map[string]string{
 	"password":     "not supported: no account has a password; use ssh_authorized_keys",
 	"data_sources": "not supported yet",
 	"wifi":         "not supported yet",
-	"server_url":   "not supported yet: this release makes clusters of one machine",
-	"k3s_args":     "not supported: there is no k3s here",
 	"install":      "not supported yet",
 	"mode":         "not supported: the disk decides what is started",
 }

@@ -34,8 +34,17 @@ type File struct {
 
 // Cairn is what k3OS has below "k3os:".
 type Cairn struct {
-	Token  string            `yaml:"token,omitempty" k3os:"" check:"token" secret:""`
-	Labels map[string]string `yaml:"labels,omitempty" k3os:"" keys:"labelKey" check:"labelValue"`
+	// Role is server, agent or witness; see EffectiveRole for a machine that is not told.
+	Role string `yaml:"role,omitempty" check:"role"`
+	// ServerURL is https://HOST:6443 of a server of the cluster to join. Empty: this server begins one.
+	ServerURL string `yaml:"server_url,omitempty" k3os:"" check:"serverURL"`
+	// Token admits to the cluster: K10<SHA-256 of the authority>::ID:SECRET, or a plain secret, which proves nothing of
+	// the server that it is shown to.
+	Token string `yaml:"token,omitempty" k3os:"" check:"token" secret:""`
+	// K3sArgs are k3s's arguments. They are replaced by the keys that they stand for: no Config that was read has any.
+	K3sArgs []string          `yaml:"k3s_args,omitempty" k3os:"" secret:""`
+	Cluster Cluster           `yaml:"cluster,omitempty"`
+	Labels  map[string]string `yaml:"labels,omitempty" k3os:"" keys:"labelKey" check:"labelValue"`
 	// Taints are key=value:Effect or key:Effect.
 	Taints  []string          `yaml:"taints,omitempty" k3os:"" check:"taint"`
 	Sysctls map[string]string `yaml:"sysctls,omitempty" k3os:"" keys:"sysctl" check:"oneLine"`

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -8,12 +9,40 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// wholes are checks of several keys of one mapping against each other; each runs only when all its values are good.
-var wholes = map[reflect.Type]func(r *reader, n *yaml.Node, path string){
-	reflect.TypeFor[File]():      wholeFile,
-	reflect.TypeFor[Interface](): wholeInterface,
-	reflect.TypeFor[Route]():     wholeRoute,
-	reflect.TypeFor[Datastore](): wholeDatastore,
+// whole is the check of several values of one mapping of type t against each other, nil where there is none. It runs only
+// when all of them are good.
+func whole(t reflect.Type) func(r *reader, n *yaml.Node, path string) {
+	switch t {
+	case reflect.TypeFor[File]():
+		return wholeFile
+	case reflect.TypeFor[Interface]():
+		return wholeInterface
+	case reflect.TypeFor[Route]():
+		return wholeRoute
+	case reflect.TypeFor[Datastore]():
+		return wholeDatastore
+	case reflect.TypeFor[Cluster]():
+		return wholeCluster
+	case reflect.TypeFor[Cairn]():
+		return wholeCairn
+	}
+	return nil
+}
+
+// differ wants the entries of the list below key to differ in what of takes of them; message says so of the second.
+func (r *reader) differ(n *yaml.Node, path, key, message string, of func(string) string) {
+	list := get(n, key)
+	if list == nil {
+		return
+	}
+	seen := map[string]bool{}
+	for i, entry := range list.Content {
+		what := of(entry.Value)
+		if seen[what] {
+			r.problem(entry, element(join(path, key), i), fmt.Sprintf(message, what))
+		}
+		seen[what] = true
+	}
 }
 
 func wholeFile(r *reader, n *yaml.Node, path string) {
