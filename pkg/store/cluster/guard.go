@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"slices"
 	"time"
@@ -129,6 +130,13 @@ func (n *Node) othersHaveLeader(ctx context.Context, voters int) bool {
 // or those of the interfaces when it names none. They may change at any time.
 func (n *Node) announce() error {
 	addresses := n.config.Network.Advertise
+	if own := n.config.Network.Own; own != nil {
+		now, err := own()
+		if err != nil {
+			return n.withoutAddress(err)
+		}
+		addresses = now
+	}
 	if len(addresses) == 0 {
 		var err error
 		if addresses, err = ownAddresses(n.network.Addr().String()); err != nil {
@@ -138,6 +146,18 @@ func (n *Node) announce() error {
 	return n.network.Book().SetOwn(peer.Entry{
 		ID: n.member.ID(), Name: n.config.Name, Addresses: addresses, Witness: n.config.Witness, Zone: n.config.Zone,
 	})
+}
+
+// withoutAddress is for a machine that has no address now. What the book has stays true enough: most of the time a
+// machine gets its own address back. Who begins the cluster needs none to serve its own machine, and is asked again when
+// addresses are exchanged next; who joins has nothing to be reached by.
+func (n *Node) withoutAddress(err error) error {
+	_, known := n.entries()[n.member.ID()]
+	if !known && len(n.config.Join) > 0 {
+		return fmt.Errorf("own addresses: %w", err)
+	}
+	n.log.Warn("store: this machine has no address now by which the other members could reach it", "error", err)
+	return nil
 }
 
 // ownAddresses lists under which addresses a listener is reached.

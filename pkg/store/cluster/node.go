@@ -51,8 +51,11 @@ const (
 
 // Network says how a member is reached by others.
 type Network struct {
-	Listen      string   // host:port to listen on
-	Advertise   []string // host:port under which others reach it; the listener's own when empty
+	Listen    string   // host:port to listen on
+	Advertise []string // host:port under which others reach it; the listener's own when empty
+	// Own, when set, says so instead, each time that addresses are exchanged: they may change while the member runs.
+	// While it fails, as on a machine whose cable is pulled, the others are told what they were told last.
+	Own         func() ([]string, error)
 	Credentials peer.Credentials
 }
 
