@@ -248,11 +248,19 @@ func (p *pool) lost(err error) {
 	}
 }
 
-// doubtful reports whether s must be asked again soon.
+// doubtful reports whether s must be asked again soon: somebody may wait for it, if it is ready no more, or if none is.
 func (p *pool) doubtful(s *server) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return s.health.doubtful()
+	if s.health.doubtful() {
+		return true
+	}
+	for _, other := range p.servers {
+		if other.health.state == Ready {
+			return false
+		}
+	}
+	return true
 }
 
 // needless reports whether checking s can be left out: one that is known only

@@ -224,3 +224,26 @@ func TestNewRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestDoubtful asks a server that is not ready often only while there is no other: a node waits for it then.
+func TestDoubtful(t *testing.T) {
+	now, why := time.Unix(1e9, 0), errors.New("status 500")
+	first, second := &server{address: "10.0.0.1:6443"}, &server{address: "10.0.0.2:6443"}
+	p := &pool{servers: map[string]*server{first.address: first, second.address: second}}
+	for _, tt := range []struct {
+		name   string
+		change func()
+		want   bool // of first
+	}{
+		{"nobody was asked yet", func() {}, true},
+		{"none is ready", func() { first.health.unready(now, why); second.health.silent(now, why) }, true},
+		{"another is ready", func() { second.health.ready(now) }, false},
+		{"both are", func() { first.health.ready(now) }, false},
+		{"it is in doubt", func() { first.health.unready(now, why) }, true},
+	} {
+		tt.change()
+		if got := p.doubtful(first); got != tt.want {
+			t.Errorf("%s: doubtful = %t; want %t", tt.name, got, tt.want)
+		}
+	}
+}
