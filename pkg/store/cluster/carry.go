@@ -5,6 +5,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/cairn-os/cairn/pkg/store/member"
 	"github.com/cairn-os/cairn/pkg/store/peer"
 )
 
@@ -116,13 +117,18 @@ func (n *Node) carryTo(ctx, waiting context.Context, conn net.Conn, r *route) bo
 }
 
 // serveEtcd gives a peer's client to this member's Backend; it waits a moment
-// for one, since the peer may have heard first that this member leads.
-func (n *Node) serveEtcd(ctx context.Context, _ uint64, conn net.Conn) {
+// for one, since the peer may have heard first that this member leads. Who is no
+// member any more is not served.
+func (n *Node) serveEtcd(ctx context.Context, from uint64, conn net.Conn) {
 	waiting, cancel := context.WithTimeout(ctx, routeLimit/2)
 	defer cancel()
 	for waiting.Err() == nil {
 		r := n.route()
 		if r.service != nil {
+			if !n.listed(waiting, r.service, from) {
+				n.log.Debug("store: a client of who is no member is refused", "member", member.Name(from))
+				return
+			}
 			tracked := &closing{Conn: conn, closed: make(chan struct{})}
 			if r.service.inbox.offer(tracked) {
 				// The network closes the connection when this returns.

@@ -113,7 +113,8 @@ func (n *Node) members(ctx context.Context) ([]member.Info, error) {
 }
 
 // othersHaveLeader says whether this member should know a leader: it is the
-// only voter, or others know one.
+// only voter, or others know one that answers this member. One that does not is
+// behind a link that is cut, which a new start would not mend.
 func (n *Node) othersHaveLeader(ctx context.Context, voters int) bool {
 	if voters == 1 {
 		return true
@@ -121,9 +122,18 @@ func (n *Node) othersHaveLeader(ctx context.Context, voters int) bool {
 	if n.network == nil {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(ctx, roundLimit)
+	asking, cancel := context.WithTimeout(ctx, roundLimit)
 	defer cancel()
-	return slices.ContainsFunc(n.viewAll(ctx), func(v view) bool { return v.leader != 0 && v.leader != n.member.ID() })
+	views := n.viewAll(asking)
+	i := slices.IndexFunc(views, func(v view) bool { return v.leader != 0 && v.leader != n.member.ID() })
+	if i < 0 {
+		return false
+	}
+	// Time of its own: somebody who is silent has used up the other.
+	answering, cancel := context.WithTimeout(ctx, roundLimit)
+	defer cancel()
+	own, err := n.ask(answering, views[i].leader)
+	return err == nil && own.leader == views[i].leader
 }
 
 // announce puts the own addresses into the book: those of the configuration,
@@ -143,9 +153,13 @@ func (n *Node) announce() error {
 			return err
 		}
 	}
-	return n.network.Book().SetOwn(peer.Entry{
+	err := n.network.Book().SetOwn(peer.Entry{
 		ID: n.member.ID(), Name: n.config.Name, Addresses: addresses, Witness: n.config.Witness, Zone: n.config.Zone,
 	})
+	if len(n.entries()) > 1 {
+		n.poke() // Perhaps it is not alone any more.
+	}
+	return err
 }
 
 // withoutAddress is for a machine that has no address now. What the book has stays true enough: most of the time a

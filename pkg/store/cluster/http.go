@@ -24,6 +24,7 @@ const (
 // closing tells when a connection was closed.
 type closing struct {
 	net.Conn
+	from   *peer.Identity // of a peer
 	once   sync.Once
 	closed chan struct{}
 }
@@ -34,17 +35,20 @@ func (c *closing) Close() error {
 }
 
 // handler serves the admin API: to peers and, with what only an operator may
-// ask, on the operator's socket.
+// ask, on the operator's socket. What administers or gives data away is for
+// servers that are members, not for witnesses.
 func (n *Node) handler(operator bool) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/status", n.handleStatus)
-	mux.HandleFunc("POST /v1/book", n.handleBook)
-	mux.HandleFunc("POST /v1/join", n.atLeader(n.handleJoin))
-	mux.HandleFunc("DELETE /v1/members/{id}", n.atLeader(n.handleRemove))
-	n.forwardedRoutes(mux)
+	guard := n.forServers
 	if operator {
+		guard = func(h http.HandlerFunc) http.HandlerFunc { return h }
 		n.operatorRoutes(mux)
 	}
+	mux.HandleFunc("GET /v1/status", n.handleStatus)
+	mux.HandleFunc("POST /v1/book", n.handleBook)
+	mux.HandleFunc("POST /v1/join", forItself(n.atLeader(n.handleJoin)))
+	mux.HandleFunc("DELETE /v1/members/{id}", guard(n.atLeader(n.handleRemove)))
+	n.forwardedRoutes(mux, guard)
 	return http.MaxBytesHandler(mux, maxRequest)
 }
 
@@ -53,6 +57,7 @@ func (n *Node) serveHTTP(ctx context.Context, l net.Listener, h http.Handler) er
 	srv := &http.Server{
 		Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute,
 		BaseContext: func(net.Listener) context.Context { return ctx },
+		ConnContext: withCaller,
 	}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
@@ -63,8 +68,12 @@ func (n *Node) serveHTTP(ctx context.Context, l net.Listener, h http.Handler) er
 }
 
 // serveMember passes a peer's connection to the HTTP server.
-func (n *Node) serveMember(ctx context.Context, _ uint64, conn net.Conn) {
-	tracked := &closing{Conn: conn, closed: make(chan struct{})}
+func (n *Node) serveMember(ctx context.Context, from uint64, conn net.Conn) {
+	who, ok := peer.IdentityOf(conn, from)
+	if !ok {
+		return
+	}
+	tracked := &closing{Conn: conn, from: &who, closed: make(chan struct{})}
 	if !n.peers.offer(tracked) {
 		return
 	}
@@ -132,7 +141,7 @@ func (n *Node) handleBook(w http.ResponseWriter, r *http.Request) {
 		problem(w, http.StatusBadRequest, err)
 		return
 	}
-	n.merge(entries)
+	n.merge(callerOf(r.Context()), entries)
 	writeJSON(w, http.StatusOK, n.network.Book().All())
 }
 

@@ -56,7 +56,7 @@ func (n *Node) tryJoin(ctx context.Context) error {
 		var entries []peer.Entry
 		err := n.post(ctx, address, "/v1/join", req, &entries)
 		if err == nil {
-			n.merge(entries)
+			n.merge(nil, entries)
 			return nil
 		}
 		problems = append(problems, fmt.Errorf("join by %s: %w", address, err))
@@ -94,10 +94,9 @@ func (n *Node) gossip(ctx context.Context) {
 		entries := n.network.Book().All()
 		reached := 0
 		for _, e := range entries {
-			if e.ID != n.member.ID() && n.exchange(ctx, entries, func(ctx context.Context, in, out any) error {
-				c := n.clientOf(e.ID)
-				defer c.Close()
-				return c.Do(ctx, http.MethodPost, "/v1/book", in, out)
+			if e.ID != n.member.ID() && n.exchange(ctx, entries, func(ctx context.Context) (net.Conn, uint64, error) {
+				conn, err := n.network.Dial(ctx, e.ID, protocolMember)
+				return conn, e.ID, err
 			}) {
 				reached++
 			}
@@ -107,26 +106,44 @@ func (n *Node) gossip(ctx context.Context) {
 			continue
 		}
 		for _, address := range n.config.Join {
-			n.exchange(ctx, entries, func(ctx context.Context, in, out any) error { return n.post(ctx, address, "/v1/book", in, out) })
+			n.exchange(ctx, entries, func(ctx context.Context) (net.Conn, uint64, error) {
+				return n.network.DialAddress(ctx, address, protocolMember)
+			})
 		}
 	}
 }
 
-func (n *Node) exchange(ctx context.Context, entries []peer.Entry, ask func(ctx context.Context, in, out any) error) bool {
+func (n *Node) exchange(ctx context.Context, entries []peer.Entry, dial func(context.Context) (net.Conn, uint64, error)) bool {
 	ctx, cancel := context.WithTimeout(ctx, gossipLimit)
 	defer cancel()
+	var who peer.Identity
+	c := admin.NewClient(func(ctx context.Context) (net.Conn, error) {
+		conn, id, err := dial(ctx)
+		if err == nil {
+			who, _ = peer.IdentityOf(conn, id) // A Network's connections have one.
+		}
+		return conn, err
+	})
+	defer c.Close()
 	var theirs []peer.Entry
-	if err := ask(ctx, entries, &theirs); err != nil {
+	if err := c.Do(ctx, http.MethodPost, "/v1/book", entries, &theirs); err != nil {
 		return false
 	}
-	n.merge(theirs)
+	n.merge(&who, theirs)
 	return true
 }
 
-// merge takes over what others say of addresses. What is new is passed on at
-// once: two members that moved find each other only by a third one.
-func (n *Node) merge(entries []peer.Entry) {
-	if !n.network.Book().Merge(entries) {
+// merge takes over what others say of addresses: who is who says it, nil when
+// that one is to be believed in all. What is new is passed on at once: two
+// members that moved find each other only by a third one.
+func (n *Node) merge(who *peer.Identity, entries []peer.Entry) {
+	changed := false
+	if who == nil {
+		changed = n.network.Book().Merge(entries)
+	} else {
+		changed = n.network.Book().MergeFrom(*who, entries)
+	}
+	if !changed {
 		return
 	}
 	select {

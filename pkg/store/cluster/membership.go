@@ -27,6 +27,12 @@ const (
 	changeRest = 10 * time.Second
 )
 
+// sight is the last answer of a member.
+type sight struct {
+	at   time.Time
+	full bool // its disk was
+}
+
 // voters lists who votes, as this member knows it.
 func (n *Node) voters(ctx context.Context) ([]uint64, error) {
 	members, err := n.member.Members(ctx)
@@ -118,7 +124,7 @@ func (n *Node) candidates(ctx context.Context, began time.Time) ([]candidate, er
 			seen = began
 		}
 		n.mu.Lock()
-		c.full = n.filled[info.ID]
+		c.full = n.seen[info.ID].full
 		n.mu.Unlock()
 		if c.online = c.leader || n.online(info.ID); !c.online {
 			c.away = time.Since(seen)
@@ -141,7 +147,7 @@ func (n *Node) seeAll(ctx context.Context, infos []member.Info) {
 		wg.Go(func() {
 			if v, err := n.ask(ctx, info.ID); err == nil {
 				n.mu.Lock()
-				n.seen[info.ID], n.filled[info.ID] = time.Now(), v.full
+				n.seen[info.ID] = sight{time.Now(), v.full}
 				n.mu.Unlock()
 			}
 		})
@@ -152,7 +158,7 @@ func (n *Node) seeAll(ctx context.Context, infos []member.Info) {
 func (n *Node) lastSeen(id uint64) time.Time {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.seen[id]
+	return n.seen[id].at
 }
 
 func (n *Node) online(id uint64) bool { return time.Since(n.lastSeen(id)) < onlineFor }
@@ -253,11 +259,14 @@ func (n *Node) admit(ctx context.Context, s *service, req admin.Join) (int, erro
 		}
 	}
 	// Its address must be known before entries can be sent to it.
-	n.merge([]peer.Entry{{ID: uint64(req.ID), Name: req.Name, Addresses: req.Addresses, Witness: req.Witness, Zone: req.Zone, Sequence: 1}})
+	n.merge(nil, []peer.Entry{{ID: uint64(req.ID), Name: req.Name, Addresses: req.Addresses, Witness: req.Witness, Zone: req.Zone, Sequence: 1}})
 	if known {
 		return http.StatusOK, nil
 	}
 	n.log.Info("store: take a member in", "name", req.Name, "id", req.ID, "addresses", req.Addresses)
+	n.mu.Lock()
+	delete(n.gone, uint64(req.ID))
+	n.mu.Unlock()
 	if err := n.member.Add(ctx, uint64(req.ID)); err != nil {
 		return http.StatusServiceUnavailable, err
 	}
@@ -295,8 +304,12 @@ func (n *Node) remove(ctx context.Context, s *service, id uint64) error {
 	n.network.Book().Remove(id)
 	n.mu.Lock()
 	delete(n.seen, id)
-	delete(n.filled, id)
+	n.gone[id] = true
 	n.mu.Unlock()
+	s.roll.strike(id)
+	for _, protocol := range []string{protocolEtcd, protocolRaft} {
+		n.network.Disconnect(id, protocol)
+	}
 	return nil
 }
 

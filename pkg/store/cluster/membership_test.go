@@ -5,6 +5,7 @@ package cluster
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -137,8 +138,28 @@ func TestAddressChanges(t *testing.T) {
 		c.start(n)
 		c.roles(c.nodes[0], "n1 voter", "n2 voter", "n3 voter")
 	}
+	// Those that are left must have heard of each other's new address before the only one goes that could tell.
+	for deadline := time.Now().Add(formLimit); !c.known(); {
+		if time.Now().After(deadline) {
+			t.Fatal("the new addresses are not in all books")
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
 	c.halt(c.leader())
 	put(t, c.client(t, c.leader()), "/t/a")
+}
+
+// known says whether every node's address book has the addresses that all nodes listen on.
+func (c *testCluster) known() bool {
+	for _, n := range c.nodes {
+		book, err := os.ReadFile(filepath.Join(n.config.Dir, bookFile))
+		for _, other := range c.nodes {
+			if err != nil || !strings.Contains(string(book), other.config.Network.Listen) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // TestSoleVoterNote: a note that was never made, or is damaged, errs on the

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -30,8 +31,8 @@ const (
 )
 
 const (
-	// watchInterval is how often a member of a cluster looks who leads,
-	// aloneInterval how often a lone one does: nobody else can.
+	// watchInterval is how often one of several members looks who leads,
+	// aloneInterval how often the only one does: nobody else can.
 	watchInterval = 200 * time.Millisecond
 	aloneInterval = 2 * time.Second
 	// joinRest is the pause between two rounds through the join list.
@@ -54,7 +55,8 @@ type Network struct {
 	Listen    string   // host:port to listen on
 	Advertise []string // host:port under which others reach it; the listener's own when empty
 	// Own, when set, says so instead, each time that addresses are exchanged: they may change while the member runs.
-	// While it fails, as on a machine whose cable is pulled, the others are told what they were told last.
+	// While it fails, as on a machine whose cable is pulled, the others are told what they were told last. It may be called
+	// from several goroutines.
 	Own         func() ([]string, error)
 	Credentials peer.Credentials
 }
@@ -67,9 +69,15 @@ type Config struct {
 	Name        string // of the machine, unique in the cluster
 	Network     *Network
 	Join        []string // addresses of members; a node without data joins their cluster
-	Witness     bool
-	Zone        string // failure domain
-	Voters      int    // how many members should vote, 3 when 0
+	// Peers, when set, tells at which further addresses members may be, each time it is asked. A node that knows no leader
+	// looks there for its own cluster, and one without data joins there and does not begin another.
+	Peers func() []string
+	// Begun is a file that a node which begins a cluster leaves once it serves, outside Dir: with it, and without data or anybody to
+	// join, it does not begin another. None when empty.
+	Begun   string
+	Witness bool
+	Zone    string // failure domain
+	Voters  int    // how many members should vote, 3 when 0
 	// SnapshotInterval and SnapshotKeep say how often the leader takes a
 	// snapshot and how many it keeps; 0: 6 hours and 5.
 	SnapshotInterval time.Duration
@@ -97,8 +105,8 @@ type Node struct {
 
 	mu        sync.Mutex
 	current   *route
-	seen      map[uint64]time.Time
-	filled    map[uint64]bool      // whose disk is full
+	seen      map[uint64]sight
+	gone      map[uint64]bool      // members that were removed here
 	strangers map[uint64]time.Time // in the address book and no members, since when
 	askers    map[uint64]*asker
 	joining   error // why a join has not succeeded yet
@@ -113,11 +121,16 @@ type Node struct {
 
 // Run serves until ctx ends. It returns an error when the node cannot serve
 // and a restart of the process is what may help.
-func Run(ctx context.Context, c Config) (err error) {
-	n := &Node{
+func Run(ctx context.Context, c Config) error { return newNode(c).run(ctx) }
+
+func newNode(c Config) *Node {
+	return &Node{
 		config: c, log: c.Logger, peers: newInbox("peers"), failed: make(chan error, 1), poked: make(chan struct{}, 1), news: make(chan struct{}, 1),
-		current: &route{changed: make(chan struct{})}, seen: map[uint64]time.Time{}, filled: map[uint64]bool{}, strangers: map[uint64]time.Time{}, askers: map[uint64]*asker{},
+		current: &route{changed: make(chan struct{})}, seen: map[uint64]sight{}, gone: map[uint64]bool{}, strangers: map[uint64]time.Time{}, askers: map[uint64]*asker{},
 	}
+}
+
+func (n *Node) run(ctx context.Context) (err error) {
 	local, err := n.listen(ctx)
 	if err != nil {
 		return err
@@ -135,8 +148,8 @@ func Run(ctx context.Context, c Config) (err error) {
 		})
 	}
 	task("serve", func() error { return n.accept(run, local) })
-	if c.AdminSocket != "" {
-		l, err := store.Listen(ctx, c.AdminSocket)
+	if n.config.AdminSocket != "" {
+		l, err := store.Listen(ctx, n.config.AdminSocket)
 		if err != nil {
 			return errors.Join(err, n.close())
 		}
@@ -149,6 +162,8 @@ func Run(ctx context.Context, c Config) (err error) {
 		task("peers", func() error { return n.serveHTTP(run, n.peers, n.handler(false)) })
 		task("join", func() error { return n.join(run) })
 		task("addresses", func() error { n.gossip(run); return nil })
+		task("own addresses", func() error { n.followOwn(run); return nil })
+		task("search", func() error { n.seek(run); return nil })
 	}
 	leading := make(chan struct{})
 	go func() {
@@ -222,9 +237,9 @@ func (n *Node) start(ctx context.Context) error {
 	if err := n.announce(); err != nil {
 		return errors.Join(err, network.Close(), n.member.Close())
 	}
-	network.Handle(protocolRaft, func(_ context.Context, _ uint64, conn net.Conn) { n.member.Serve(conn) })
+	network.Handle(protocolRaft, n.serveRaft)
 	network.Handle(protocolTerm, func(_ context.Context, _ uint64, conn net.Conn) { _ = answerViews(conn, n.view) })
-	network.Handle(protocolEtcd, n.serveEtcd)
+	network.HandleServers(protocolEtcd, n.serveEtcd)
 	network.Handle(protocolMember, n.serveMember)
 	network.Start()
 	return nil
@@ -283,10 +298,6 @@ func (n *Node) poke() {
 
 // lead follows leadership until ctx ends: it serves while this member leads.
 func (n *Node) lead(ctx context.Context) {
-	interval := watchInterval
-	if n.config.Network == nil {
-		interval = aloneInterval
-	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -302,12 +313,28 @@ func (n *Node) lead(ctx context.Context) {
 		case <-n.poked:
 		case <-over:
 		}
-		next := interval
-		if !n.step(ctx) {
-			next = watchInterval / 2
+		next := watchInterval / 2
+		if n.step(ctx) {
+			next = n.pace(ctx)
 		}
 		timer.Reset(next)
 	}
+}
+
+// pace is how long to wait until the next look who leads. Who joins is in the
+// address book first, and then wakes the loop: see announce.
+func (n *Node) pace(ctx context.Context) time.Duration {
+	if n.network == nil {
+		return aloneInterval
+	}
+	if len(n.entries()) > 1 {
+		return watchInterval
+	}
+	// The book is no more than a hint.
+	if infos, err := n.members(ctx); err != nil || len(infos) != 1 {
+		return watchInterval
+	}
+	return aloneInterval
 }
 
 // step looks who leads and does what follows from it. It reports false when
@@ -374,9 +401,12 @@ func (n *Node) lost(s *service, leader uint64, err error) bool {
 
 // serving tells once that clients are served.
 func (n *Node) serving() {
-	if n.config.Ready != nil {
-		n.ready.Do(n.config.Ready)
-	}
+	n.ready.Do(func() {
+		n.noteBegun()
+		if n.config.Ready != nil {
+			n.config.Ready()
+		}
+	})
 }
 
 // leader returns who leads: as the own member knows it, or as the others do
@@ -392,21 +422,39 @@ func (n *Node) leader(ctx context.Context) (leader uint64, own bool, err error) 
 	if info.ID != 0 || n.network == nil {
 		return info.ID, true, nil
 	}
-	var newest view
-	for _, v := range n.viewAll(ctx) {
-		if v.leader != 0 && v.term > newest.term {
-			newest = v
-		}
-	}
-	if newest.leader == n.member.ID() {
+	entries := n.entries()
+	leader = told(n.views(ctx), func(id uint64) bool { return entries[id].Witness })
+	if leader == n.member.ID() {
 		return 0, false, nil // It knows better itself.
 	}
-	return newest.leader, false, nil
+	return leader, false, nil
 }
 
-// viewAll asks everybody in the address book. Leaders who are no members as far
+// told is who leads by what others say, 0 when nobody knows. The newest term counts. A witness is asked last: clients are
+// brought to who leads, and it should not get them by saying that it does while servers know better.
+func told(views map[uint64]view, witness func(id uint64) bool) uint64 {
+	var servers, witnesses view
+	for id, v := range views {
+		newest := &servers
+		if witness(id) {
+			newest = &witnesses
+		}
+		if v.leader != 0 && v.term > newest.term {
+			*newest = v
+		}
+	}
+	if servers.leader != 0 {
+		return servers.leader
+	}
+	return witnesses.leader
+}
+
+// viewAll asks everybody in the address book.
+func (n *Node) viewAll(ctx context.Context) []view { return slices.Collect(maps.Values(n.views(ctx))) }
+
+// views asks everybody in the address book, and returns what they say by who says it. Leaders who are no members as far
 // as this member knows are those of a cluster that it left by a recovery.
-func (n *Node) viewAll(ctx context.Context) []view {
+func (n *Node) views(ctx context.Context) map[uint64]view {
 	infos, err := n.member.Members(ctx)
 	if err != nil {
 		return nil
@@ -415,7 +463,7 @@ func (n *Node) viewAll(ctx context.Context) []view {
 		return id != 0 && len(infos) > 0 && !slices.ContainsFunc(infos, func(i member.Info) bool { return i.ID == id })
 	}
 	var mu sync.Mutex
-	var views []view
+	views := map[uint64]view{}
 	var wg sync.WaitGroup
 	for id := range n.entries() {
 		if id == n.member.ID() {
@@ -424,7 +472,7 @@ func (n *Node) viewAll(ctx context.Context) []view {
 		wg.Go(func() {
 			if v, err := n.ask(ctx, id); err == nil && !stranger(v.leader) {
 				mu.Lock()
-				views = append(views, v)
+				views[id] = v
 				mu.Unlock()
 			}
 		})

@@ -20,12 +20,13 @@ func (n *Node) operatorRoutes(mux *http.ServeMux) {
 	mux.Handle("GET /metrics", n.metricsHandler())
 }
 
-// forwardedRoutes are what one member does for the operator of another.
-func (n *Node) forwardedRoutes(mux *http.ServeMux) {
-	mux.HandleFunc("POST /v1/leader", n.atLeader(n.handleLead))
-	mux.HandleFunc("POST /v1/snapshot", n.atLeader(n.handleTake))
-	mux.HandleFunc("GET /v1/snapshots", n.atMember(n.handleSnapshots))
-	mux.HandleFunc("GET /v1/snapshots/{name}", n.atMember(n.handleDownload))
+// forwardedRoutes are what one member does for the operator of another, if guard
+// lets that one in.
+func (n *Node) forwardedRoutes(mux *http.ServeMux, guard func(http.HandlerFunc) http.HandlerFunc) {
+	mux.HandleFunc("POST /v1/leader", guard(n.atLeader(n.handleLead)))
+	mux.HandleFunc("POST /v1/snapshot", guard(n.atLeader(n.handleTake)))
+	mux.HandleFunc("GET /v1/snapshots", guard(n.atMember(n.handleSnapshots)))
+	mux.HandleFunc("GET /v1/snapshots/{name}", guard(n.atMember(n.handleDownload)))
 }
 
 // atMember calls h on the member that the query names: here, or by passing

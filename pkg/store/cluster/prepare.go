@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/cairn-os/cairn/pkg/atomicfile"
 	"github.com/cairn-os/cairn/pkg/store"
 	"github.com/cairn-os/cairn/pkg/store/damage"
 	"github.com/cairn-os/cairn/pkg/store/member"
@@ -49,7 +50,7 @@ func (n *Node) prepare() error {
 	} else if err := damage.Repair(report); err != nil {
 		return err
 	}
-	return n.rejoin(dir)
+	return n.rejoin(report.Empty)
 }
 
 // setAside moves a damaged directory away when others have the data, and says
@@ -83,11 +84,17 @@ func (n *Node) setAside(report damage.Report) error {
 }
 
 // rejoin makes a member without data join those that it knew: an address book
-// that lists others tells of a cluster, and a new one must not be founded
-// beside it.
-func (n *Node) rejoin(dir string) error {
-	if _, err := member.ReadIdentity(dir); !errors.Is(err, fs.ErrNotExist) || len(n.config.Join) > 0 || n.config.Network == nil {
+// that lists others, or other servers that its machine knows, tell of a cluster,
+// and a new one must not be founded beside it. empty says that the member has
+// no entry of the log; it may have begun to join and not been taken in yet.
+func (n *Node) rejoin(empty bool) error {
+	id, err := member.ReadIdentity(memberDir(n.config.Dir))
+	missing := errors.Is(err, fs.ErrNotExist)
+	if !missing && (err != nil || !empty) || len(n.config.Join) > 0 || n.config.Network == nil {
 		return nil
+	}
+	if !missing && id.ID == member.BootstrapID {
+		return n.mayBegin() // It would begin, whatever it is told to join.
 	}
 	others, err := n.others()
 	if err != nil {
@@ -96,14 +103,52 @@ func (n *Node) rejoin(dir string) error {
 	for _, e := range others {
 		n.config.Join = append(n.config.Join, e.Addresses...)
 	}
-	if len(others) > 0 {
+	n.config.Join = n.places()
+	if len(n.config.Join) > 0 {
+		n.log.Warn("store: this machine has no data of the store and knows of other members: it joins them", "by", n.config.Join,
+			"if they are gone for good", "restore a snapshot (cairnctl store restore)")
+		return nil
+	}
+	if !missing {
 		return nil
 	}
 	// The note survives what is set aside.
 	if sole, err := soleVoter(n.config); err != nil || !sole {
 		return errors.Join(err, errors.New("this machine was one of several members, its data are gone and it knows no address of the others: give --join; it must not found a second cluster"))
 	}
-	return nil
+	return n.mayBegin()
+}
+
+// mayBegin refuses to begin a store where one was begun before, whose data are
+// gone: it would pass for that one, empty, and all that runs would be stopped.
+func (n *Node) mayBegin() error {
+	if n.config.Begun == "" {
+		return nil
+	}
+	_, err := os.Lstat(n.config.Begun)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look whether the store was begun before: %w", err)
+	}
+	return fmt.Errorf("this server's store was begun before, and its data are gone from %s: it does not begin an empty one in their place. "+
+		"Restore a snapshot with `cairnctl store restore`, or remove %s to begin anew with nothing", memberDir(n.config.Dir), n.config.Begun)
+}
+
+// noteBegun leaves the mark that mayBegin looks for. A power cut before it
+// leaves a store with data and without the mark, which gets it at the next start.
+func (n *Node) noteBegun() {
+	if n.config.Begun == "" {
+		return
+	}
+	if _, err := os.Lstat(n.config.Begun); err == nil {
+		return
+	}
+	text := "The store of this server was begun. While this file is here no empty one is begun in its place.\n"
+	if err := atomicfile.Write(n.config.Begun, []byte(text), 0o600); err != nil {
+		n.log.Warn("store: note that the store was begun", "error", err)
+	}
 }
 
 // others are the members in the address book beside this one.
@@ -151,9 +196,9 @@ func (n *Node) watchSpace(ctx context.Context) error {
 	if n.space, err = space.NewMonitor(n.config.Dir, reserve, space.Thresholds{}, n.log); err != nil {
 		return err
 	}
-	enough := space.Full
-	if n.config.Network != nil {
-		enough = space.Low
+	enough, err := n.enough()
+	if err != nil {
+		return err
 	}
 	ticker := time.NewTicker(guardInterval)
 	defer ticker.Stop()
@@ -173,6 +218,17 @@ func (n *Node) watchSpace(ctx context.Context) error {
 		case <-ticker.C:
 		}
 	}
+}
+
+// enough is how short of space the member may start. To the only voter nobody
+// sends a snapshot, and without it nothing on its machine goes on that could
+// make space.
+func (n *Node) enough() (space.State, error) {
+	sole, err := soleVoter(n.config)
+	if sole {
+		return space.Full, err
+	}
+	return space.Low, err
 }
 
 // pressures says what the store does in each state of the disk.

@@ -102,6 +102,7 @@ type service struct {
 	confirmer *confirmer
 	backend   *store.Backend
 	inbox     *inbox
+	roll      roll
 	cancel    context.CancelFunc
 	tasks     sync.WaitGroup
 

@@ -68,6 +68,7 @@ func (n *Network) serve(raw net.Conn, host string, protocols []string) {
 	stop := context.AfterFunc(n.ctx, func() { _ = raw.Close() })
 	defer stop()
 	defer conn.Close()
+	defer n.hold(conn, from)()
 	n.handlers[conn.ConnectionState().NegotiatedProtocol](n.ctx, from, conn)
 }
 
@@ -86,6 +87,10 @@ func (n *Network) welcome(raw net.Conn, protocols []string) (*tls.Conn, uint64, 
 		return nil, 0, err
 	}
 	verdict := c.judge(n.config.ID)
+	refusal := n.refusal(conn, c.from)
+	if verdict == statusWelcome && refusal != nil {
+		verdict = statusRefused
+	}
 	if _, err := conn.Write(answer{verdict, n.config.ID}.bytes()); err != nil {
 		return nil, 0, fmt.Errorf("answer the preamble: %w", err)
 	}
@@ -94,6 +99,9 @@ func (n *Network) welcome(raw net.Conn, protocols []string) (*tls.Conn, uint64, 
 	case statusSelf:
 		_ = conn.Close()
 		return nil, 0, fmt.Errorf("the dialer has this member's ID %s: is it this member, or does a copy of its data directory run elsewhere?", name(c.from))
+	case statusRefused:
+		_ = conn.Close()
+		return nil, 0, refusal
 	default:
 		_ = conn.Close()
 		return nil, 0, fmt.Errorf("%s wants %s, and this is %s: its address book is old", name(c.from), name(c.target), name(n.config.ID))

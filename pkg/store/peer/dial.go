@@ -50,10 +50,10 @@ func (n *Network) Dial(ctx context.Context, id uint64, protocol string) (net.Con
 		return conn, nil
 	}
 	err = fmt.Errorf("connect to %s: %w", name(id), err)
-	// A caller who gave up soon and a protocol that is not spoken say nothing
-	// about whether the member can be reached.
+	// A caller who gave up soon and a protocol that is not spoken, or not with
+	// this member, say nothing about whether the member can be reached.
 	hasty := ctx.Err() != nil && time.Since(begun) < failPause
-	if !hasty && !errors.Is(err, ErrProtocol) {
+	if !hasty && !errors.Is(err, ErrProtocol) && !errors.Is(err, ErrRefused) {
 		n.noteFailure(id, failure{time.Now(), err, tried})
 	}
 	return nil, err
@@ -203,5 +203,9 @@ func (n *Network) introduce(ctx context.Context, conn *tls.Conn, target uint64) 
 	if err != nil {
 		return 0, n.explainHandshake(err)
 	}
-	return a.id, a.check(c)
+	if err := a.check(c); err != nil {
+		return a.id, err
+	}
+	who, _ := IdentityOf(conn, a.id)
+	return a.id, n.distrust(who)
 }

@@ -4,8 +4,15 @@
 //
 // Trust is one CA for the store: who holds a certificate of it, for client and
 // server and with the DNS name [ServerName], is a member, whatever its address.
-// Members do not have to be protected from each other: the ID that a member
-// tells of itself is believed.
+// The certificate's common name is the name of the member's node. Servers do not
+// have to be protected from each other, since each holds the CA's key: the ID
+// that a server tells of itself is believed. A witness does not hold it. Its
+// certificate says what it is, by [WitnessOrganization]; what only servers may
+// speak is refused to it ([Network.HandleServers]), and so are the ID of a member
+// that is known by another name and, in [Book.MergeFrom], what it tells of others.
+// That is no wall within raft itself: a witness votes and holds the log, so one
+// in bad hands can disturb the store and read what the store's clients did not
+// encrypt.
 //
 // A member is found by its ID, not by its address. After the TLS handshake the
 // dialer says whom it wants and who it is, and the acceptor answers who it is:

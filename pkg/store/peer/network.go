@@ -49,6 +49,7 @@ type Network struct {
 	book     *Book
 	listener net.Listener
 	handlers map[string]Serve // fixed by Start
+	servers  map[string]bool  // protocols that a witness may not speak; fixed by Start
 	ctx      context.Context
 	cancel   context.CancelFunc
 	tasks    sync.WaitGroup
@@ -61,6 +62,7 @@ type Network struct {
 	handshakes map[string]int // in progress, by the dialer's host
 	shaking    int            // sum of handshakes
 	failures   map[uint64]failure
+	held       map[*tls.Conn]uint64 // what is served, and whose it is
 }
 
 // Listen opens the port and reads certificates and book. Connections are
@@ -74,7 +76,8 @@ func Listen(ctx context.Context, c Config) (*Network, error) {
 	}
 	n := &Network{
 		config: c, log: c.Logger, notes: newLimiter(time.Now),
-		handlers: map[string]Serve{}, handshakes: map[string]int{}, failures: map[uint64]failure{},
+		handlers: map[string]Serve{}, servers: map[string]bool{}, handshakes: map[string]int{}, failures: map[uint64]failure{},
+		held: map[*tls.Conn]uint64{},
 	}
 	var err error
 	if n.keys, err = newKeychain(c.Credentials, c.Logger, n.notes); err != nil {
@@ -96,6 +99,13 @@ func Listen(ctx context.Context, c Config) (*Network, error) {
 // Start.
 func (n *Network) Handle(protocol string, serve func(ctx context.Context, from uint64, conn net.Conn)) {
 	n.handlers[protocol] = serve
+}
+
+// HandleServers is Handle for a protocol that only servers may speak with this member: a witness is refused in the
+// handshake, with ErrRefused where it dialed.
+func (n *Network) HandleServers(protocol string, serve func(ctx context.Context, from uint64, conn net.Conn)) {
+	n.servers[protocol] = true
+	n.Handle(protocol, serve)
 }
 
 // Start begins to accept connections.

@@ -23,6 +23,7 @@ const (
 	statusWrong   status = 1 // the target is another member
 	statusSelf    status = 2 // the dialer has the acceptor's ID
 	statusInvalid status = 3 // the dialer has no ID
+	statusRefused status = 4 // the dialer's certificate is not one for this protocol, or not for the ID that it tells
 )
 
 const (
@@ -84,6 +85,8 @@ func (a answer) check(c call) error {
 		return fmt.Errorf("%w: the address is its own, or a copy of its data directory runs there", ErrSelf)
 	case a.status == statusWrong || c.target != 0 && a.id != c.target:
 		return fmt.Errorf("%w: the address belongs to %s, not to %s", ErrWrongMember, name(a.id), name(c.target))
+	case a.status == statusRefused:
+		return fmt.Errorf("%w by %s: this member's certificate does not allow it; that member's log says why", ErrRefused, name(a.id))
 	case a.status != statusWelcome:
 		return fmt.Errorf("%s refused the connection with status %d", name(a.id), a.status)
 	case a.id == 0:

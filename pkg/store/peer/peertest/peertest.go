@@ -66,12 +66,17 @@ func Names(names ...string) Option {
 	return func(c *x509.Certificate) { c.DNSNames = names }
 }
 
+// Witness makes it a witness's.
+func Witness() Option {
+	return func(c *x509.Certificate) { c.Subject.Organization = []string{peer.WitnessOrganization} }
+}
+
 // Usage sets what the certificate is for.
 func Usage(usage ...x509.ExtKeyUsage) Option {
 	return func(c *x509.Certificate) { c.ExtKeyUsage = usage }
 }
 
-// Issue writes NAME.crt and NAME.key to dir, which is created, or replaces
+// Issue makes a certificate for the node of that name. It writes NAME.crt and NAME.key to dir, which is created, or replaces
 // them: the key first, so a reader in between finds a pair that does not fit.
 func (ca *CA) Issue(dir, name string, options ...Option) (peer.Credentials, error) {
 	now := time.Now()
