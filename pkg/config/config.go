@@ -22,9 +22,10 @@ func Load(path string) (*Config, error) {
 }
 
 // Parse reads one document that is a machine's whole configuration; name is what its problems call the file. A document
-// that is completed by others goes through Merge with them.
+// that is completed by others goes through Merge with them. What Merge finds fault with for its owner to mend at once, a
+// short token, is taken here: a machine that runs with it must start again.
 func Parse(name string, data []byte) (*Config, error) {
-	root, err := Source{Name: name, Data: data}.read()
+	root, _, err := Source{Name: name, Data: data}.read()
 	if err != nil {
 		return nil, err
 	}

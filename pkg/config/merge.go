@@ -34,9 +34,10 @@ func CommandLine(l cmdline.Line) Source {
 // source is bad nothing is returned but the Problems of all; when each is good, those of the whole.
 func Merge(sources []Source) (*Config, []byte, error) {
 	m := newMerger()
+	m.owners = true
 	var problems Problems
 	for _, s := range sources {
-		tree, err := s.read()
+		tree, k3os, err := s.read()
 		var bad Problems
 		switch {
 		case errors.Is(err, ErrNoConfig):
@@ -45,6 +46,7 @@ func Merge(sources []Source) (*Config, []byte, error) {
 		case err != nil:
 			return nil, nil, err
 		default:
+			m.k3os[s.Name] = k3os
 			m.merge(m.root, tree, field{typ: reflect.TypeFor[Config]()}, s.Name)
 		}
 	}
@@ -66,11 +68,13 @@ func Merge(sources []Source) (*Config, []byte, error) {
 type merger struct {
 	root     *yaml.Node
 	files    map[*yaml.Node]string // which source a value in root is from; mappings have none
+	k3os     map[string]bool       // sources that say k3os: instead of cairn:
+	owners   bool                  // the sources are what owners wrote, not what a machine made of it
 	problems Problems              // of the whole
 }
 
 func newMerger() *merger {
-	return &merger{root: &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map"}, files: map[*yaml.Node]string{}}
+	return &merger{root: &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map"}, files: map[*yaml.Node]string{}, k3os: map[string]bool{}}
 }
 
 // finish turns what was merged into the configuration, if it is good as a whole.
@@ -89,23 +93,22 @@ func (m *merger) finish() (*Config, error) {
 	return c, nil
 }
 
-// read returns the checked tree of the source.
-func (s Source) read() (*yaml.Node, error) {
+// read returns the checked tree of the source, and whether it is a k3OS's.
+func (s Source) read() (tree *yaml.Node, k3os bool, err error) {
 	var root *yaml.Node
 	if s.Data == nil && s.params != nil {
 		root = s.tree()
 	} else {
-		var err error
 		if root, err = document(s.Name, s.Data); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
 	r := &reader{file: s.Name}
-	tree := r.object(root, reflect.TypeFor[Config](), "")
+	tree = r.object(root, reflect.TypeFor[Config](), "")
 	if len(r.problems) > 0 {
-		return nil, r.problems
+		return nil, false, r.problems
 	}
-	return tree, nil
+	return tree, get(root, "k3os") != nil, nil
 }
 
 // merge puts from, which is of type f and comes from the named source, into the mapping into.

@@ -11,6 +11,9 @@ import (
 // The values themselves are good. Each problem carries the place of the key that its owner would change.
 func (m *merger) checkWhole(c *Config) {
 	m.checkRole(c)
+	if m.owners {
+		m.checkToken(c)
+	}
 	m.checkNetworks(c.Cairn.Cluster, c.Cairn.ServerURL == "")
 	if zone, ok := c.Cairn.Labels[zoneLabel]; ok && c.Cairn.Cluster.Zone != "" && zone != c.Cairn.Cluster.Zone {
 		m.problem("the label "+zoneLabel+" says another zone; want it once", "cairn", "cluster", "zone")

@@ -69,6 +69,9 @@ func mergeConfig(root string, line cmdline.Line, seedErr error, logf guard.Logf)
 			logf("the configuration is not kept as the last good one: %v", err)
 		}
 	}
+	for _, text := range config.Warnings(c, line) {
+		logf("warning: %s", text)
+	}
 	if err := atomicfile.Write(filepath.Join(root, effectiveConfig), document, 0o600); err != nil {
 		return nil, fmt.Errorf("write effective configuration: %w", err)
 	}

@@ -97,6 +97,30 @@ func TestMergeConfigBad(t *testing.T) {
 	}
 }
 
+// TestMergeConfigBadTogether: sources that are good one by one and not together are no configuration either.
+func TestMergeConfigBadTogether(t *testing.T) {
+	files := map[string]string{
+		seedConfig: "cairn:\n  server_url: https://10.0.0.2:6443\n", ownerConfig: "hostname: owner\n", lastGoodConfig: "hostname: good\n",
+	}
+	root := tree(t, files)
+	var console strings.Builder
+	logf := func(format string, args ...any) { fmt.Fprintf(&console, format+"\n", args...) }
+	c, err := mergeConfig(root, cmdline.Line{}, nil, logf)
+	if err != nil || c.Hostname != "good" {
+		t.Fatalf("mergeConfig() = %+v, %v; want the last good one", c, err)
+	}
+	if !strings.Contains(console.String(), "seed/config.yaml:2: cairn.server_url: joining a server needs cairn.token") {
+		t.Errorf("the console said %q", console.String())
+	}
+	c, err = mergeConfig(root, cmdline.Parse("cairn.token=abcdefghijklmnop"), nil, logf)
+	if err != nil || c.EffectiveRole() != config.RoleAgent {
+		t.Errorf("with a token on the kernel command line: %+v, %v; want an agent", c, err)
+	}
+	if said := console.String(); !strings.Contains(said, "warning: cairn.token is on the kernel command line") || strings.Contains(said, "abcdefghijklmnop") {
+		t.Errorf("the console said %q; want a warning without the token", said)
+	}
+}
+
 // TestMergeConfigWithoutSeed: what is left when the seed's partition cannot be read is another machine, with another name
 // and without its keys, and must not become the last good one.
 func TestMergeConfigWithoutSeed(t *testing.T) {
