@@ -168,3 +168,14 @@ func FuzzLoad(f *testing.F) {
 		}
 	})
 }
+
+func TestNodeMask(t *testing.T) {
+	for prefix, want := range map[string]int{
+		"10.42.0.0/16": 24, "10.0.0.0/8": 24, "10.42.0.0/21": 25, "10.42.0.0/24": 28, "10.42.0.0/27": 28, "10.42.0.0/30": 30,
+		"fd42::/48": 64, "fd42::/56": 64, "fd42::/64": 68, "fd42::/40": 56, "fd42::/112": 116, "fd42::/126": 128,
+	} {
+		if got := NodeMask(netip.MustParsePrefix(prefix)); got != want {
+			t.Errorf("NodeMask(%s) = %d; want %d", prefix, got, want)
+		}
+	}
+}

@@ -51,6 +51,17 @@ func (s Settings) ServiceIP() netip.Addr {
 	return s.ServiceCIDRs[0].Masked().Addr().Next()
 }
 
+// NodeMask is how many bits of an address the share of a node has, of the pod network p: upstream's /24 or /64, while the
+// network has room for 16 nodes of that size. In a smaller one nodes get a sixteenth, and of a larger one of IPv6 what
+// upstream can count: 65536 nodes.
+func NodeMask(p netip.Prefix) int {
+	bits := p.Bits()
+	if p.Addr().Is6() {
+		return min(max(min(64, bits+16), bits+4), 128)
+	}
+	return min(max(24, bits+4), max(bits, 28)) // a node needs some addresses, a cluster at least one node
+}
+
 // Validate returns what is wrong with s, naming the key of the configuration.
 func (s Settings) Validate() error {
 	if err := checkCIDRs(keyPods, s.PodCIDRs); err != nil {

@@ -15,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/cairn-os/cairn/pkg/membership"
 )
 
 // The annotations by which nodes tell each other where they are; flannel's own, so that its other users and tools that
@@ -193,29 +195,36 @@ type peer struct {
 	data    [2]string // JSON of its back-end
 }
 
-// peersOf are the other nodes that said where they are. Of two that have the same share the younger counts: it is what
-// replaced a node that is about to be deleted. Nodes that make no sense are told by the error and left out.
+// peersOf are the other nodes that said where they are. A share must have the size that the cluster gives, and of two that
+// overlap the older Node's counts: the cluster gives no address twice, and a Node that came later must not take the pods
+// of another. Nodes that make no sense are told by the error and left out.
 func peersOf(all []*corev1.Node, own string, ownShare, networks prefixes) ([]peer, error) {
 	byAge := slices.Clone(all)
 	slices.SortFunc(byAge, func(a, b *corev1.Node) int {
-		return cmp.Or(b.CreationTimestamp.Time.Compare(a.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
+		return cmp.Or(a.CreationTimestamp.Time.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
 	})
-	taken := make(map[netip.Prefix]bool)
-	for _, p := range ownShare.list() {
-		taken[p] = true
-	}
+	taken := ownShare.list()
 	var peers []peer
 	var errs []error
 	for _, n := range byAge {
-		if n.Name == own || n.Annotations[managedAnnotation] != "true" {
+		if n.Name == own {
 			continue
 		}
 		ranges, err := share(n, networks)
 		errs = append(errs, err)
 		p := peer{node: n.Name, backend: n.Annotations[backendAnnotation]}
+		managed := n.Annotations[managedAnnotation] == "true"
 		for f, r := range ranges {
 			text := n.Annotations[publicAnnotation(family(f))]
-			if !r.IsValid() || text == "" || taken[r] {
+			if !r.IsValid() {
+				continue
+			}
+			if err := checkShare(r, ownShare[f], networks[f], taken); err != nil {
+				errs = append(errs, fmt.Errorf("pod CIDR %v of node %s: %w", r, n.Name, err))
+				continue
+			}
+			taken = append(taken, r) // also of a node that did not say yet where it is
+			if text == "" || !managed {
 				continue
 			}
 			a, err := netip.ParseAddr(text)
@@ -223,7 +232,6 @@ func peersOf(all []*corev1.Node, own string, ownShare, networks prefixes) ([]pee
 				errs = append(errs, fmt.Errorf("node %s says that its %v address is %q", n.Name, family(f), text))
 				continue
 			}
-			taken[r] = true
 			p.share[f], p.public[f], p.data[f] = r, a, n.Annotations[dataAnnotation(family(f))]
 		}
 		if p.share != (prefixes{}) {
@@ -232,4 +240,16 @@ func peersOf(all []*corev1.Node, own string, ownShare, networks prefixes) ([]pee
 	}
 	slices.SortFunc(peers, func(a, b peer) int { return cmp.Compare(a.node, b.node) })
 	return peers, errors.Join(errs...)
+}
+
+// checkShare refuses a share that the cluster did not give. own is the node's own: an operator may have set another size
+// than Cairn's (node-cidr-mask-size of the controller manager).
+func checkShare(r, own, network netip.Prefix, taken []netip.Prefix) error {
+	if want := membership.NodeMask(network); r.Bits() != want && r.Bits() != own.Bits() {
+		return fmt.Errorf("the cluster gives nodes a /%d", want)
+	}
+	if i := slices.IndexFunc(taken, r.Overlaps); i >= 0 {
+		return fmt.Errorf("it overlaps %v, which an older node has", taken[i])
+	}
+	return nil
 }

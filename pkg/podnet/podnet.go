@@ -32,7 +32,6 @@ type Options struct {
 	NodeIPs  []netip.Addr // by which other nodes reach this one: one of each family that pods have
 
 	StateDir   string // what is remembered across reboots: the share, the WireGuard key
-	RunDir     string // not used: flannel's configuration is passed on in memory
 	CNIConfDir string // where containerd finds the pod network
 
 	Log *slog.Logger

@@ -183,8 +183,6 @@ func TestPeers(t *testing.T) {
 		node: "b", backend: "vxlan", share: pair(t, "10.42.2.0/24", "fd42:0:0:2::/64"), data: [2]string{"4", "6"},
 		public: addresses{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")},
 	}
-	young := one
-	young.node = "c"
 	for name, c := range map[string]struct {
 		nodes   []*corev1.Node
 		want    []peer
@@ -194,11 +192,14 @@ func TestPeers(t *testing.T) {
 		"both families":     {[]*corev1.Node{testNode("b", 0, []string{"10.42.2.0/24", "fd42:0:0:2::/64"}, dual)}, []peer{both}, ""},
 		"no share yet":      {[]*corev1.Node{testNode("b", 0, nil, v4)}, nil, ""},
 		"own node":          {[]*corev1.Node{testNode("a", 0, []string{"10.42.2.0/24"}, v4)}, nil, ""},
-		"own share":         {[]*corev1.Node{testNode("b", 0, []string{"10.42.1.0/24"}, v4)}, nil, ""},
+		"own share":         {[]*corev1.Node{testNode("b", 0, []string{"10.42.1.0/24"}, v4)}, nil, "10.42.1.0/24 of node b: it overlaps 10.42.1.0/24"},
+		"part of the own":   {[]*corev1.Node{testNode("b", 0, []string{"10.42.1.128/25"}, v4)}, nil, "the cluster gives nodes a /24"},
+		"all of them":       {[]*corev1.Node{testNode("b", 0, []string{"10.42.0.0/16"}, v4)}, nil, "the cluster gives nodes a /24"},
+		"another's, silent": {[]*corev1.Node{testNode("b", time.Hour, []string{"10.42.2.0/24"}, nil), testNode("c", 0, []string{"10.42.2.0/24"}, v4)}, nil, "of node c: it overlaps"},
 		"address of IPv6":   {[]*corev1.Node{testNode("b", 0, []string{"10.42.2.0/24"}, with(v4, "public-ip", "::1"))}, nil, `"::1"`},
 		"garbage":           {[]*corev1.Node{testNode("b", 0, []string{"10.42.2.0/24"}, with(v4, "public-ip", "x"))}, nil, `node b says that its IPv4 address is "x"`},
 		"outside":           {[]*corev1.Node{testNode("b", 0, []string{"10.99.2.0/24"}, v4)}, nil, "not within"},
-		"the younger":       {[]*corev1.Node{testNode("b", time.Hour, []string{"10.42.2.0/24"}, v4), testNode("c", 0, []string{"10.42.2.0/24"}, v4)}, []peer{young}, ""},
+		"a thief":           {[]*corev1.Node{testNode("b", time.Hour, []string{"10.42.2.0/24"}, v4), testNode("c", 0, []string{"10.42.2.0/24"}, v4)}, []peer{one}, "10.42.2.0/24 of node c: it overlaps"},
 		"good beside wrong": {[]*corev1.Node{testNode("x", 0, []string{"nonsense"}, v4), testNode("b", 0, []string{"10.42.2.0/24"}, v4)}, []peer{one}, "pod CIDR of node x"},
 	} {
 		t.Run(name, func(t *testing.T) {
