@@ -85,7 +85,7 @@ func (c *cluster) start(own string) {
 	c.t.Helper()
 	s, err := NewServer(ServerOptions{
 		Socket: c.socket, Node: own, Log: slog.New(slog.DiscardHandler),
-		Addresses: func(node string) []netip.Addr { return c.known[node] },
+		Addresses: func(node string) []netip.Addr { return c.known[node] }, IsServer: func(string) bool { return true },
 	})
 	if err != nil {
 		c.t.Fatal(err)

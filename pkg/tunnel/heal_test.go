@@ -52,11 +52,11 @@ func TestNodeDies(t *testing.T) {
 		t.Error(err)
 	}
 	if d := time.Since(begin); d > 2*time.Second || b.dials.count() != 1 {
-		t.Errorf("%d requests by the other node after %v; want 1 at once", b.dials.count(), d)
+		t.Errorf("%d requests by the other server's node after %v; want 1 at once", b.dials.count(), d)
 	}
 	b.stop()
 	begin = time.Now()
-	if _, err := c.get("http://" + pod); err == nil || !strings.Contains(err.Error(), "no node has a tunnel") {
+	if _, err := c.get("http://" + pod); err == nil || !strings.Contains(err.Error(), "no node that may carry it has a tunnel") {
 		t.Errorf("get without nodes: %v", err)
 	}
 	if d := time.Since(begin); d > nodeTimeout+time.Second {
@@ -217,17 +217,77 @@ func TestOwner(t *testing.T) {
 	p := newPool(ServerOptions{Log: slog.New(slog.DiscardHandler), Addresses: func(node string) []netip.Addr {
 		return map[string][]netip.Addr{"a": addrs("10.0.0.1", "fd00::1"), "b": addrs("10.0.0.2", "10.0.0.9"), "c": addrs("10.0.0.9", "10.0.0.3")}[node]
 	}})
-	for node, claims := range map[string][]netip.Addr{"a": addrs("10.0.0.1", "fd00::1", "10.0.0.2"), "b": addrs("10.0.0.2", "10.0.0.9"), "c": addrs("10.0.0.9")} {
+	for node, claims := range map[string][]netip.Addr{
+		"a": addrs("10.0.0.1", "fd00::1", "10.0.0.2"), "b": addrs("10.0.0.2", "10.0.0.9"), "c": addrs("10.0.0.9"),
+		"10.43.0.10": nil, "10.0.0.1": nil, "fd00--7": nil, // names that are addresses
+	} {
 		p.add(&stream{session: &session{node: node}, done: make(chan struct{})}, claims)
 	}
 	for host, want := range map[string]string{
 		"10.0.0.1": "a", "fd00::1": "a", "::ffff:10.0.0.1": "a", "a": "a", "10.0.0.2": "b", "10.0.0.9": "", "10.0.0.3": "",
-		"10.42.0.7": "", "webhook.default.svc": "", "": "",
+		"10.42.0.7": "", "webhook.default.svc": "", "": "", "10.43.0.10": "", "fd00--7": "fd00--7",
 	} {
 		if got := p.owner(host); got != want {
 			t.Errorf("owner(%q) = %q; want %q", host, got, want)
 		}
 	}
+}
+
+// TestChoice has nobody but the own node and servers carry what is for no node in particular.
+func TestChoice(t *testing.T) {
+	for _, tt := range []struct {
+		connected []string
+		host      string
+		want      []string // one of these; none: it fails
+	}{
+		{[]string{"own", "server", "agent"}, "10.43.0.1", []string{"own"}},
+		{[]string{"server", "third", "agent"}, "10.43.0.1", []string{"server", "third"}},
+		{[]string{"server", "agent"}, "agent", []string{"agent"}},
+		{[]string{"agent"}, "10.43.0.1", nil},
+		{[]string{"agent"}, "agent", []string{"agent"}},
+		{nil, "10.43.0.1", nil},
+	} {
+		p := newPool(ServerOptions{Node: "own", Log: slog.New(slog.DiscardHandler), IsServer: func(node string) bool { return node == "server" || node == "third" }})
+		for _, node := range tt.connected {
+			p.add(&stream{session: &session{node: node}, done: make(chan struct{})}, nil)
+		}
+		s, err := p.take(t.Context(), tt.host, nil)
+		switch {
+		case tt.want == nil && !errors.Is(err, errNobody):
+			t.Errorf("%v, %s: take = %v, %v; want %v", tt.connected, tt.host, s, err, errNobody)
+		case tt.want != nil && (err != nil || !slices.Contains(tt.want, s.session.node)):
+			t.Errorf("%v, %s: take = %v, %v; want the session of one of %v", tt.connected, tt.host, s, err, tt.want)
+		}
+	}
+}
+
+// TestTunnelsOfANodeAreBounded has one node open more tunnels than it may, and lets it have none at last.
+func TestTunnelsOfANodeAreBounded(t *testing.T) {
+	noLeaks(t)
+	c := newCluster(t, "a", nil)
+	count := func() (all, live int) {
+		p := c.server.pool
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return len(p.conns["b"]), len(p.nodes["b"])
+	}
+	servers := []string{c.address()}
+	var nodes []*node
+	for i := range maxSessions {
+		nodes = append(nodes, c.agent("b", func() []string { return servers }))
+		within(t, 5*time.Second, "another tunnel", func() bool { _, live := count(); return live == i+1 })
+	}
+	other := c.join("c")
+	c.agent("b", func() []string { return servers })
+	within(t, 5*time.Second, "the oldest tunnel to be lost", func() bool { return nodes[0].dials.has("tunnel lost") })
+	if all, _ := count(); all > maxSessions {
+		t.Errorf("%d tunnels of one node; want at most %d", all, maxSessions)
+	}
+	for _, n := range nodes[1:] {
+		n.stop()
+	}
+	c.server.End("c")
+	within(t, 5*time.Second, "the tunnel to be ended", func() bool { return other.dials.has("tunnel lost") })
 }
 
 func TestServerWithoutSocketDirectory(t *testing.T) {

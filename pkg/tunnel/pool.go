@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -20,11 +21,14 @@ const (
 	spareTimeout = 5 * time.Second
 	// nodeTimeout bounds the wait for any node at all: after a start, the first are back within it.
 	nodeTimeout = 3 * time.Second
+	// maxSessions bounds the tunnels of one node. It keeps one; a few more are dead ones that are not noticed yet.
+	maxSessions = 4
 )
 
 // session is one tunnel: the connection of a node. It is the identity that gRPC hands to each stream.
 type session struct {
 	node string
+	conn net.Conn
 
 	// The pool guards these.
 	claims []netip.Addr
@@ -51,15 +55,57 @@ func (s *stream) end() { s.once.Do(func() { close(s.done) }) }
 type pool struct {
 	own       string
 	addresses func(node string) []netip.Addr
+	isServer  func(node string) bool
 	log       *slog.Logger
 
 	mu      sync.Mutex
+	conns   map[string][]*session // oldest first, from the upgrade to the end of the connection
 	nodes   map[string][]*session // oldest first, each with at least one stream
 	changed chan struct{}         // closed and replaced whenever nodes or idle streams change
 }
 
 func newPool(o ServerOptions) *pool {
-	return &pool{own: o.Node, addresses: o.Addresses, log: o.Log, nodes: map[string][]*session{}, changed: make(chan struct{})}
+	return &pool{
+		own: o.Node, addresses: o.Addresses, isServer: o.IsServer, log: o.Log,
+		conns: map[string][]*session{}, nodes: map[string][]*session{}, changed: make(chan struct{}),
+	}
+}
+
+// enter counts a tunnel that begins, and ends the oldest of its node when there are too many.
+func (p *pool) enter(e *session) {
+	p.mu.Lock()
+	all := append(p.conns[e.node], e)
+	var ended []*session
+	if n := len(all) - maxSessions; n > 0 {
+		ended = slices.Clone(all[:n])
+		all = slices.Clone(all[n:])
+	}
+	p.conns[e.node] = all
+	p.mu.Unlock()
+	for _, old := range ended {
+		p.log.Warn("node has too many tunnels: its oldest is ended", "node", e.node, "most", maxSessions)
+		old.conn.Close() // gRPC ends its streams
+	}
+}
+
+// leave forgets a tunnel whose connection is closed. It may be called again.
+func (p *pool) leave(e *session) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	rest := slices.DeleteFunc(p.conns[e.node], func(i *session) bool { return i == e })
+	if p.conns[e.node] = rest; len(rest) == 0 {
+		delete(p.conns, e.node)
+	}
+}
+
+// end ends all tunnels of a node.
+func (p *pool) end(node string) {
+	p.mu.Lock()
+	all := slices.Clone(p.conns[node])
+	p.mu.Unlock()
+	for _, e := range all {
+		e.conn.Close()
+	}
 }
 
 func (p *pool) known(node string) []netip.Addr {
@@ -116,23 +162,28 @@ func (p *pool) connected() []string {
 	return all
 }
 
-// owner is the connected node that host is the name or an address of, "" when there is none. An address that several
-// nodes have is nobody's: the network decides where it leads.
+// owner is the connected node that host is an address of, or the name, "" when there is none. A host that is an address
+// is never taken for a name: a node may be called "10.43.0.10". An address that several nodes have is nobody's: the
+// network decides where it leads.
 func (p *pool) owner(host string) string {
-	p.mu.Lock()
-	_, named := p.nodes[host]
 	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if _, named := p.nodes[host]; named {
+			return host
+		}
+		return ""
+	}
 	addr = addr.Unmap()
 	var claimants []string
+	p.mu.Lock()
 	for node, sessions := range p.nodes {
-		if err == nil && slices.ContainsFunc(sessions, func(e *session) bool { return slices.Contains(e.claims, addr) }) {
+		if slices.ContainsFunc(sessions, func(e *session) bool { return slices.Contains(e.claims, addr) }) {
 			claimants = append(claimants, node)
 		}
 	}
 	p.mu.Unlock()
-	if named {
-		return host
-	}
 	claimants = slices.DeleteFunc(claimants, func(node string) bool { return !slices.Contains(p.known(node), addr) })
 	if len(claimants) > 1 {
 		slices.Sort(claimants)
@@ -144,8 +195,13 @@ func (p *pool) owner(host string) string {
 	return claimants[0]
 }
 
-// take returns a free stream to the node that host belongs to, else to the own node, which is nearest, else to any. It
-// waits a moment for streams and nodes to come. Sessions in avoid are not used.
+// errNobody is what a user of the apiserver reads when nothing can carry the connection.
+var errNobody = errors.New("no node that may carry it has a tunnel to this server: neither the one it is for nor a server's, " +
+	"which carry what is for pods and Services")
+
+// take returns a free stream to the node that host belongs to, else to the own node, which is nearest, else to that of
+// another server. Agents carry nothing but what is for themselves: they could read it. It waits a moment for streams and
+// nodes to come. Sessions in avoid are not used.
 func (p *pool) take(ctx context.Context, host string, avoid []*session) (*stream, error) {
 	begin := time.Now()
 	timeout := time.NewTimer(nodeTimeout)
@@ -153,7 +209,13 @@ func (p *pool) take(ctx context.Context, host string, avoid []*session) (*stream
 	for {
 		owner := p.owner(host)
 		p.mu.Lock()
-		chosen := p.choose(owner, avoid)
+		chosen := p.choose([]string{owner, p.own}, avoid)
+		if chosen == nil {
+			p.mu.Unlock()
+			others := p.servers()
+			p.mu.Lock()
+			chosen = p.choose(others, avoid)
+		}
 		if chosen != nil && len(chosen.idle) > 0 {
 			s := chosen.idle[len(chosen.idle)-1]
 			chosen.idle = chosen.idle[:len(chosen.idle)-1]
@@ -171,39 +233,34 @@ func (p *pool) take(ctx context.Context, host string, avoid []*session) (*stream
 			return nil, context.Cause(ctx)
 		case <-timeout.C:
 			if chosen == nil {
-				return nil, errors.New("no node has a tunnel to this server")
+				return nil, errNobody
 			}
 			return nil, fmt.Errorf("node %s opens no more streams in its tunnel", chosen.node)
 		}
 	}
 }
 
-// choose picks the session to use. Of a node's sessions it is the newest: a node keeps one to a server, so that an older
-// one is dead and not noticed yet.
-func (p *pool) choose(owner string, avoid []*session) *session {
-	newest := func(node string) *session {
+// servers lists the connected nodes that are servers, in any order.
+func (p *pool) servers() []string {
+	if p.isServer == nil {
+		return nil
+	}
+	all := slices.DeleteFunc(p.connected(), func(node string) bool { return !p.isServer(node) })
+	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	return all
+}
+
+// choose picks the session to use: of the first of the nodes that has one. Of a node's sessions it is the newest: a node
+// keeps one to a server, so that an older one is dead and not noticed yet.
+func (p *pool) choose(nodes []string, avoid []*session) *session {
+	for _, node := range nodes {
 		for _, e := range slices.Backward(p.nodes[node]) {
 			if !slices.Contains(avoid, e) {
 				return e
 			}
 		}
-		return nil
 	}
-	for _, node := range []string{owner, p.own} {
-		if e := newest(node); e != nil {
-			return e
-		}
-	}
-	var all []*session
-	for node := range p.nodes {
-		if e := newest(node); e != nil {
-			all = append(all, e)
-		}
-	}
-	if len(all) == 0 {
-		return nil
-	}
-	return all[rand.IntN(len(all))]
+	return nil
 }
 
 // abandon tells the node of s, by another stream, to give up the connection of s. s itself may be full of data that the

@@ -32,11 +32,14 @@ type ServerOptions struct {
 	Socket string
 	// Node is the name of the node on the same machine; connections to no node in particular go through it.
 	Node string
-	// Addresses says which addresses belong to a node, as the cluster knows it; nil: none do, and nodes are found by name
-	// alone. It must not return one that another Node has as well: kubelets write these themselves. It is asked for each
-	// connection, so that a node that registers later or moves is found; calls are concurrent.
+	// Addresses says which addresses belong to a node, as the cluster recorded it; nil: none do, and nodes are found by
+	// name alone. It must not believe what kubelets write themselves. It is asked for each connection, so that a node that
+	// registers later or moves is found; calls are concurrent.
 	Addresses func(node string) []netip.Addr
-	Log       *slog.Logger
+	// IsServer tells the nodes that may carry connections to pods and Services while the own node has no tunnel; nil: none.
+	// Calls are concurrent.
+	IsServer func(node string) bool
+	Log      *slog.Logger
 }
 
 // Server joins the apiserver's connections to the nodes' tunnels. Its methods may be called at any time.
@@ -132,6 +135,9 @@ func (s *Server) enter() bool {
 
 // Nodes lists the nodes that have a tunnel to this server, sorted.
 func (s *Server) Nodes() []string { return s.pool.connected() }
+
+// End ends the tunnels of a node that may have none any more. It may come back as far as Handler's identify lets it.
+func (s *Server) End(node string) { s.pool.end(node) }
 
 // listen opens a unix socket that only root may use.
 func listen(path string) (net.Listener, error) {

@@ -17,7 +17,8 @@
 //
 // The tunnel is an HTTP/1.1 upgrade on port 6443, over mutual TLS. Who may dial what: the apiserver is trusted to name any
 // destination, as it could reach the kubelet and every pod without a tunnel; the node filters nothing. A node is believed
-// only what its certificate says: its name. Addresses that it claims count while the cluster's view of that node has them.
+// only what its certificate says: its name. Addresses that it claims count while the cluster recorded them for that node.
+// What is for no node in particular goes through the own node or another server's, never through an agent's.
 package tunnel
 
 import (

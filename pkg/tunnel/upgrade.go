@@ -105,13 +105,26 @@ func (s *Server) accept(node string, conn net.Conn, r *bufio.Reader) error {
 		return err
 	}
 	tune(conn)
-	return s.arrived.give(&nodeConn{taken, &session{node: node}})
+	c := &nodeConn{taken, &session{node: node, conn: conn}, s.pool}
+	s.pool.enter(c.session)
+	if err := s.arrived.give(c); err != nil {
+		s.pool.leave(c.session)
+		return err
+	}
+	return nil
 }
 
 // nodeConn is a tunnel's connection with what is known of its other end.
 type nodeConn struct {
 	*bufferedConn
 	session *session
+	pool    *pool
+}
+
+// Close is called by gRPC whatever ends the connection.
+func (c *nodeConn) Close() error {
+	c.pool.leave(c.session)
+	return c.bufferedConn.Close()
 }
 
 // certified hands the name in the client certificate on to gRPC: TLS has happened before.
