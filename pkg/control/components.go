@@ -3,13 +3,11 @@ package control
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/spf13/pflag"
-	"k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/client-go/rest"
 	cliflag "k8s.io/component-base/cli/flag"
-	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
+	"k8s.io/component-base/configz"
 	apiserveroptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	manager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	manageroptions "k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
@@ -18,18 +16,16 @@ import (
 )
 
 // components are the options of all parts, parsed before any runs: the registry of feature gates that they share is
-// set once, for all of them.
+// set once, for all of them. The controller-manager and the scheduler make their configuration anew from them for each
+// run.
 type components struct {
 	apiserver *apiserveroptions.ServerRunOptions
 	manager   *manageroptions.KubeControllerManagerOptions
 	scheduler *scheduleroptions.Options
-	synced    chan struct{} // closed when the scheduler knows all objects
 }
 
 func newComponents(o Options) (*components, error) {
-	s := &components{
-		apiserver: apiserveroptions.NewServerRunOptions(), scheduler: scheduleroptions.NewOptions(), synced: make(chan struct{}),
-	}
+	s := &components{apiserver: apiserveroptions.NewServerRunOptions(), scheduler: scheduleroptions.NewOptions()}
 	var err error
 	if s.manager, err = manageroptions.NewKubeControllerManagerOptions(); err != nil {
 		return nil, fmt.Errorf("kube-controller-manager options: %w", err)
@@ -40,12 +36,21 @@ func newComponents(o Options) (*components, error) {
 		flags cliflag.NamedFlagSets
 		args  []string
 	}{
-		{"kube-scheduler", *s.scheduler.Flags, o.schedulerArguments()},
-		{"kube-controller-manager", managerFlags, o.controllerManagerArguments()},
-		{"kube-apiserver", s.apiserver.Flags(), o.apiserverArguments()},
+		{schedulerName, *s.scheduler.Flags, o.schedulerArguments()},
+		{managerName, managerFlags, o.controllerManagerArguments()},
+		{apiserverName, s.apiserver.Flags(), o.apiserverArguments()},
 	} {
-		if err := parse(c.name, c.flags, c.args); err != nil {
+		extra, err := o.extra(c.name)
+		if err != nil {
 			return nil, err
+		}
+		flags, err := parse(c.name, c.flags, c.args)
+		if err != nil {
+			return nil, err
+		}
+		if err := flags.Parse(extra); err != nil {
+			_, key := o.Arguments.of(c.name)
+			return nil, fmt.Errorf("%s: %w", key, err)
 		}
 	}
 	if err := s.apiserver.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
@@ -55,30 +60,22 @@ func newComponents(o Options) (*components, error) {
 	return s, nil
 }
 
-func parse(name string, sets cliflag.NamedFlagSets, args []string) error {
+func parse(name string, sets cliflag.NamedFlagSets, args []string) (*pflag.FlagSet, error) {
 	fs := pflag.NewFlagSet(name, pflag.ContinueOnError)
 	fs.SetNormalizeFunc(cliflag.WordSepNormalizeFunc)
 	for _, f := range sets.FlagSets {
 		fs.AddFlagSet(f)
 	}
 	if err := fs.Parse(args); err != nil {
-		return fmt.Errorf("%s arguments: %w", name, err)
+		return nil, fmt.Errorf("%s arguments: %w", name, err)
 	}
-	return nil
+	return fs, nil
 }
 
-func (s *components) runAPIServer(ctx context.Context) error {
-	completed, err := s.apiserver.Complete(ctx)
-	if err != nil {
-		return fmt.Errorf("complete options: %w", err)
-	}
-	if errs := completed.Validate(); len(errs) > 0 {
-		return fmt.Errorf("options: %w", errors.NewAggregate(errs))
-	}
-	return apiserver.Run(ctx, completed)
-}
-
+// runControllerManager may be run again after it returned. Upstream registers its configuration for the process and
+// knows no end: the registration of an earlier run is taken back.
 func (s *components) runControllerManager(ctx context.Context) error {
+	configz.Delete(manager.ConfigzName)
 	c, err := s.manager.Config(ctx, manager.KnownControllers(), manager.ControllersDisabledByDefault(), manager.ControllerAliases())
 	if err != nil {
 		return fmt.Errorf("options: %w", err)
@@ -86,28 +83,24 @@ func (s *components) runControllerManager(ctx context.Context) error {
 	return manager.Run(ctx, c.Complete())
 }
 
-func (s *components) runScheduler(ctx context.Context) error {
+// schedulerConfigz is what upstream's scheduler registers its configuration as.
+const schedulerConfigz = "componentconfig"
+
+// runScheduler may be run again after it returned. It calls synced when the scheduler knows all objects.
+func (s *components) runScheduler(ctx context.Context, synced func()) error {
+	configz.Delete(schedulerConfigz)
 	c, sched, err := scheduler.Setup(ctx, s.scheduler)
 	if err != nil {
 		return fmt.Errorf("options: %w", err)
 	}
 	go func() {
 		if sched.WaitForHandlersSync(ctx) == nil {
-			close(s.synced)
+			synced()
 		}
 	}()
-	return scheduler.Run(ctx, c, sched)
-}
-
-// schedulerSynced waits until the scheduler knows all objects.
-func (s *components) schedulerSynced(ctx context.Context) error {
-	select {
-	case <-s.synced:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	err = scheduler.Run(ctx, c, sched)
+	if ctx.Err() != nil {
+		return nil // upstream has no end without an error
 	}
+	return err
 }
-
-// poll is how often a condition of the own apiserver is looked at while it starts.
-const poll = 100 * time.Millisecond

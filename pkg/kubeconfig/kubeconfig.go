@@ -1,13 +1,16 @@
-// Package kubeconfig writes the client configurations of a server's own components and of its administrator.
+// Package kubeconfig makes the client configurations of Cairn's own components and of administrators.
 package kubeconfig
 
 import (
+	"crypto/tls"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
+	"k8s.io/client-go/util/cert"
 
 	"github.com/cairn-os/cairn/pkg/atomicfile"
 )
@@ -20,7 +23,7 @@ const name = "cairn"
 
 // Client says who connects where. Files are paths of PEM files; a pair file holds the certificate and its key.
 type Client struct {
-	Server   string // URL
+	Server   string // URL; a node's parts go through its balancer
 	CAFile   string
 	PairFile string
 	User     string
@@ -48,15 +51,48 @@ func (c Client) WriteEmbedded(path string) error {
 		&api.AuthInfo{ClientCertificateData: certs, ClientKeyData: key})
 }
 
-func (c Client) write(path string, cluster *api.Cluster, user *api.AuthInfo) error {
+// Embedded is a configuration that needs no files. All but Server and User is PEM.
+type Embedded struct {
+	Server string // URL
+	User   string // what the user is called in the file; the certificate says who it is
+	CA     []byte
+	Cert   []byte
+	Key    []byte
+}
+
+// Bytes returns the configuration's text, with the key in it. It refuses what no client could use: a key that is not the
+// certificate's, or a URL that is not of https.
+func (e Embedded) Bytes() ([]byte, error) {
+	if u, err := url.Parse(e.Server); err != nil || u.Scheme != "https" || u.Host == "" {
+		return nil, fmt.Errorf("kubeconfig of %s: server %q: want a URL such as https://192.0.2.1:6443", e.User, e.Server)
+	}
+	if _, err := cert.ParseCertsPEM(e.CA); err != nil {
+		return nil, fmt.Errorf("kubeconfig of %s: authority: %w", e.User, err)
+	}
+	if _, err := tls.X509KeyPair(e.Cert, e.Key); err != nil {
+		return nil, fmt.Errorf("kubeconfig of %s: %w", e.User, err)
+	}
+	return encode(e.User, &api.Cluster{Server: e.Server, CertificateAuthorityData: e.CA},
+		&api.AuthInfo{ClientCertificateData: e.Cert, ClientKeyData: e.Key})
+}
+
+func encode(who string, cluster *api.Cluster, user *api.AuthInfo) ([]byte, error) {
 	data, err := clientcmd.Write(api.Config{
 		Clusters:       map[string]*api.Cluster{name: cluster},
-		AuthInfos:      map[string]*api.AuthInfo{c.User: user},
-		Contexts:       map[string]*api.Context{name: {Cluster: name, AuthInfo: c.User}},
+		AuthInfos:      map[string]*api.AuthInfo{who: user},
+		Contexts:       map[string]*api.Context{name: {Cluster: name, AuthInfo: who}},
 		CurrentContext: name,
 	})
 	if err != nil {
-		return fmt.Errorf("encode kubeconfig %s: %w", path, err)
+		return nil, fmt.Errorf("encode kubeconfig of %s: %w", who, err)
+	}
+	return data, nil
+}
+
+func (c Client) write(path string, cluster *api.Cluster, user *api.AuthInfo) error {
+	data, err := encode(c.User, cluster, user)
+	if err != nil {
+		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("write kubeconfig: %w", err)

@@ -1,6 +1,9 @@
 package kubeconfig
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -8,6 +11,7 @@ import (
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/util/keyutil"
 
 	"github.com/cairn-os/cairn/pkg/pki"
 )
@@ -56,5 +60,57 @@ func TestWriteEmbeddedWithoutKey(t *testing.T) {
 	c := Client{Server: "https://127.0.0.1:6443", CAFile: file, PairFile: file, User: "admin"}
 	if err := c.WriteEmbedded(filepath.Join(dir, "kubeconfig")); err == nil {
 		t.Error("WriteEmbedded accepted a file without a certificate")
+	}
+}
+
+func TestBytes(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := pki.EnsureAuthorities(pki.Options{Dir: dir}); err != nil {
+		t.Fatal(err)
+	}
+	ca, err := os.ReadFile(pki.CertFile(dir, pki.ServerCA))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed, err := pki.Sign(dir, pki.ClientCA, key.Public(), pki.ClientRequest("ada", "shop:operators"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyPEM, err := keyutil.MarshalPrivateKeyToPEM(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := Embedded{Server: "https://shop.example.com:6443", User: "ada", CA: ca, Cert: signed, Key: keyPEM}
+	data, err := good.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := clientcmd.RESTConfigFromKubeConfig(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Host != good.Server || string(cfg.CAData) != string(ca) || string(cfg.KeyData) != string(keyPEM) {
+		t.Errorf("host %q, or another authority or key than given", cfg.Host)
+	}
+	if _, err := rest.TLSConfigFor(cfg); err != nil {
+		t.Errorf("unusable: %v", err)
+	}
+	for name, change := range map[string]func(*Embedded){
+		"no server":     func(e *Embedded) { e.Server = "" },
+		"not a URL":     func(e *Embedded) { e.Server = "192.0.2.1:6443" },
+		"no TLS":        func(e *Embedded) { e.Server = "http://192.0.2.1:6443" },
+		"no authority":  func(e *Embedded) { e.CA = nil },
+		"no key":        func(e *Embedded) { e.Key = nil },
+		"another's key": func(e *Embedded) { e.Cert = ca },
+	} {
+		e := good
+		change(&e)
+		if data, err := e.Bytes(); err == nil {
+			t.Errorf("%s: accepted as %s", name, data)
+		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -24,21 +25,23 @@ import (
 	"github.com/cairn-os/cairn/pkg/machine/adminapi"
 	"github.com/cairn-os/cairn/pkg/machine/clock"
 	"github.com/cairn-os/cairn/pkg/machine/nodewatch"
+	"github.com/cairn-os/cairn/pkg/machine/stamp"
+	"github.com/cairn-os/cairn/pkg/membership"
 	"github.com/cairn-os/cairn/pkg/status"
 )
 
-// PodNetwork is where pods get their addresses. A node's address inside it is no address of the machine.
-const PodNetwork = "10.42.0.0/16"
-
-// Options configure a Machine. All but NTPServers are required.
+// Options configure a Machine. All but Kubeconfig, Membership and NTPServers are required.
 type Options struct {
-	Node       string // name of the Kubernetes node
-	Kubeconfig string // path of the administrator's kubeconfig
+	Node string // name of the Kubernetes node
+	// Kubeconfig is the path of the kubelet's. Empty: this machine is no Kubernetes node, as a witness is none.
+	Kubeconfig string
+	Membership string // path of what the machine knows of its cluster: see package membership
 	Socket     string // path of the administration socket
 	InitSocket string // path of init's control socket
 	LogDir     string // of the supervised processes
 	NTPServers []string
-	KeepTime   bool // false where the clock is another's: in container mode
+	KeepTime   bool   // false where the clock is another's: in container mode
+	TimeStamp  string // path of the file that keeps the time for the next boot; needed with KeepTime
 	Log        *slog.Logger
 }
 
@@ -48,6 +51,8 @@ type Machine struct {
 	init  initctl.Client
 	clock *clock.Clock // nil without KeepTime
 	boot  boot
+	// synced is told by clock when the time becomes right.
+	synced chan struct{}
 
 	mu        sync.Mutex // guards all below
 	node      status.Node
@@ -67,10 +72,10 @@ func New(opt Options) (*Machine, error) {
 	m := &Machine{
 		opt: opt, init: initctl.Client{Path: opt.InitSocket},
 		boot: boot{id: strings.TrimSpace(string(id)), shared: !opt.KeepTime, since: since},
-		node: status.Node{Name: opt.Node, Reason: nodewatch.ReasonNoKubeconfig},
+		node: status.Node{Name: opt.Node, Reason: nodewatch.ReasonNoKubeconfig}, synced: make(chan struct{}, 1),
 	}
 	if opt.KeepTime {
-		m.clock = clock.New(clock.Options{Servers: opt.NTPServers, Log: opt.Log})
+		m.clock = clock.New(clock.Options{Servers: opt.NTPServers, Log: opt.Log, Synced: m.synced})
 	}
 	return m, nil
 }
@@ -89,13 +94,16 @@ func (m *Machine) Run(ctx context.Context) error {
 	defer cancel()
 	if m.clock != nil {
 		wg.Go(func() { m.clock.Run(ctx) })
+		wg.Go(func() { stamp.Keep(ctx, m.opt.TimeStamp, stamp.Interval, m.synced, m.opt.Log) })
 	}
-	wg.Go(func() {
-		nodewatch.Watch(ctx, nodewatch.Options{
-			Kubeconfig: m.opt.Kubeconfig, Node: m.opt.Node,
-			Update: func(o nodewatch.Observation) { m.observe(ctx, o) },
+	if m.opt.Kubeconfig != "" {
+		wg.Go(func() {
+			nodewatch.Watch(ctx, nodewatch.Options{
+				Kubeconfig: m.opt.Kubeconfig, Node: m.opt.Node,
+				Update: func(o nodewatch.Observation) { m.observe(ctx, o) },
+			})
 		})
-	})
+	}
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		m.opt.Log.Warn("notify readiness", "error", err)
 	}
@@ -209,12 +217,14 @@ func (m *Machine) Status(ctx context.Context) (status.Status, error) {
 	m.mu.Lock()
 	node := m.node
 	m.mu.Unlock()
-	st.Node = &node
+	if m.opt.Kubeconfig != "" {
+		st.Node = &node
+	}
 	if m.clock != nil {
 		c := m.clock.Status()
 		st.Clock = &c
 	}
-	addrs, addrErr := addresses()
+	addrs, addrErr := addresses(m.podNetworks())
 	if addrErr != nil {
 		m.opt.Log.Warn("list addresses", "error", addrErr)
 	}
@@ -238,7 +248,11 @@ func timeline(st status.Status) []status.Mark {
 	}
 	for _, p := range st.Processes {
 		if p.ReadyS > 0 {
-			add(p.Name+" ready", p.ReadyS)
+			word := " ready"
+			if p.State == "done" { // as init calls the end of a process that has one
+				word = " done"
+			}
+			add(p.Name+word, p.ReadyS)
 		}
 	}
 	slices.SortStableFunc(marks, func(a, b status.Mark) int {
@@ -253,13 +267,22 @@ func timeline(st status.Status) []status.Mark {
 	return marks
 }
 
-// addresses lists the machine's global addresses, without loopback and the pods' bridges.
-func addresses() ([]status.Address, error) {
-	links, err := net.Interfaces()
-	if err != nil {
-		return nil, err
+// podNetworks are where the cluster's pods get their addresses; until the machine belongs to one, where they would.
+func (m *Machine) podNetworks() []netip.Prefix {
+	own, err := membership.Load(m.opt.Membership)
+	if err == nil {
+		return own.Settings.PodCIDRs
 	}
-	pods, err := netip.ParsePrefix(PodNetwork)
+	if m.opt.Membership != "" && !errors.Is(err, fs.ErrNotExist) {
+		m.opt.Log.Warn("membership", "error", err)
+	}
+	return membership.DefaultSettings().PodCIDRs
+}
+
+// addresses lists the machine's global addresses, without loopback. Those inside the pods' networks are the pods'
+// bridges' and none of the machine.
+func addresses(pods []netip.Prefix) ([]status.Address, error) {
+	links, err := net.Interfaces()
 	if err != nil {
 		return nil, err
 	}
@@ -273,7 +296,8 @@ func addresses() ([]status.Address, error) {
 		errs = append(errs, err)
 		for _, a := range addrs {
 			p, err := netip.ParsePrefix(a.String())
-			if err == nil && p.Addr().IsGlobalUnicast() && !pods.Contains(p.Addr()) {
+			podsOwn := func(q netip.Prefix) bool { return q.Contains(p.Addr()) }
+			if err == nil && p.Addr().IsGlobalUnicast() && !slices.ContainsFunc(pods, podsOwn) {
 				out = append(out, status.Address{Link: l.Name, Prefix: p.String()})
 			}
 		}

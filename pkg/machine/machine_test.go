@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"github.com/cairn-os/cairn/pkg/initctl"
 	"github.com/cairn-os/cairn/pkg/machine/adminapi"
 	"github.com/cairn-os/cairn/pkg/machine/logfile"
+	"github.com/cairn-os/cairn/pkg/membership"
 	"github.com/cairn-os/cairn/pkg/status"
 )
 
@@ -35,9 +37,9 @@ func (p *pid1) tell(s string) error {
 }
 
 func (p *pid1) Status() status.Status {
-	return status.Status{Hostname: "till-1", UptimeS: 80, Slot: status.Slot{Name: "a", State: status.SlotConfirmed},
+	return status.Status{Hostname: "till-1", Role: "witness", Server: "10.0.0.2:6443", UptimeS: 80, Slot: status.Slot{Name: "a", State: status.SlotConfirmed},
 		Phases:    []status.Phase{{Name: "data", StartS: 2, DurationS: 0.5}},
-		Processes: []status.Process{{Name: "store", State: "ready", PID: 12, ReadyS: 4}, {Name: "cairnd", State: "ready", ReadyS: 77}},
+		Processes: []status.Process{{Name: "store", State: "ready", PID: 12, ReadyS: 4}, {Name: "cairnd", State: "ready", ReadyS: 77}, {Name: "join", State: "done", ReadyS: 2.7}},
 		Timeline:  []status.Mark{{Name: "init started", AtS: 1.2}, {Name: readyMark, AtS: 71.3}, {Name: "cairnd ready", AtS: 3}},
 	}
 }
@@ -55,7 +57,7 @@ func (p *pid1) PowerOff() error      { return p.tell("poweroff") }
 func (p *pid1) Announce(s, m string) { p.tell("announce " + s) }
 
 // start runs a Machine beside a pid1 and returns its client.
-func start(t *testing.T) (*adminapi.Client, *pid1, string) {
+func start(t *testing.T, change ...func(*Options)) (*adminapi.Client, *pid1, string) {
 	t.Helper()
 	dir := t.TempDir()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -75,10 +77,14 @@ func start(t *testing.T) (*adminapi.Client, *pid1, string) {
 	}
 	defer notify.Close()
 	t.Setenv("NOTIFY_SOCKET", notify.LocalAddr().String())
-	m, err := New(Options{
+	opt := Options{
 		Node: "till-1", Kubeconfig: filepath.Join(dir, "none"), Socket: filepath.Join(dir, "cairnd.sock"),
 		InitSocket: filepath.Join(dir, "init.sock"), LogDir: dir, Log: slog.New(slog.DiscardHandler),
-	})
+	}
+	for _, f := range change {
+		f(&opt)
+	}
+	m, err := New(opt)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,18 +109,43 @@ func TestStatus(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if st.Hostname != "till-1" || st.Slot.Name != "a" || len(st.Processes) != 2 {
+	if st.Hostname != "till-1" || st.Slot.Name != "a" || len(st.Processes) != 3 {
 		t.Errorf("init's part is missing: %+v", st)
 	}
 	if st.Node == nil || st.Node.Name != "till-1" || st.Node.Ready || st.Node.Reason != "NoKubeconfig" {
 		t.Errorf("node %+v; want it not Ready without kubeconfig", st.Node)
 	}
-	want := []status.Mark{{Name: "init started", AtS: 1.2}, {Name: "phases done", AtS: 2.5}, {Name: "cairnd ready", AtS: 3}, {Name: "store ready", AtS: 4}, {Name: readyMark, AtS: 71.3}}
+	want := []status.Mark{{Name: "init started", AtS: 1.2}, {Name: "phases done", AtS: 2.5}, {Name: "join done", AtS: 2.7}, {Name: "cairnd ready", AtS: 3}, {Name: "store ready", AtS: 4}, {Name: readyMark, AtS: 71.3}}
 	if diff := cmp.Diff(want, st.Timeline); diff != "" {
 		t.Errorf("timeline (-want +got):\n%s", diff)
 	}
 	if fi, err := os.Stat(filepath.Join(dir, "cairnd.sock")); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("socket %v, %v; want mode 0600", fi, err)
+	}
+}
+
+// TestWitness: a machine that is no Kubernetes node has none to tell about.
+func TestWitness(t *testing.T) {
+	c, _, _ := start(t, func(o *Options) { o.Kubeconfig = "" })
+	st, err := c.Status(t.Context())
+	if err != nil || st.Node != nil || st.Role != "witness" || st.Server != "10.0.0.2:6443" {
+		t.Errorf("status %+v, %v; want the role and no node", st, err)
+	}
+}
+
+func TestPodNetworks(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "membership.json")
+	m := &Machine{opt: Options{Membership: path, Log: slog.New(slog.DiscardHandler)}}
+	if got := m.podNetworks(); len(got) != 1 || got[0].String() != "10.42.0.0/16" {
+		t.Errorf("before joining: %v; want the default", got)
+	}
+	own := membership.Membership{Role: membership.Agent, Node: "till-1", Servers: []string{"10.0.0.2:6443"}, Settings: membership.DefaultSettings()}
+	own.Settings.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.64.0.0/16"), netip.MustParsePrefix("fd00::/56")}
+	if err := own.Save(path); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.podNetworks(); len(got) != 2 || got[1].String() != "fd00::/56" {
+		t.Errorf("in a cluster: %v; want its pods' networks", got)
 	}
 }
 

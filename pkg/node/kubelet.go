@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apiserver/pkg/util/feature"
@@ -49,12 +51,12 @@ func inspectHost() (host, error) {
 	return h, nil
 }
 
-func (o Options) runKubelet(ctx context.Context) error {
+func (n *node) runKubelet(ctx context.Context) error {
 	h, err := inspectHost()
 	if err != nil {
 		return err
 	}
-	server, err := o.kubeletServer(h)
+	server, err := n.kubeletServer(h)
 	if err != nil {
 		return err
 	}
@@ -66,32 +68,32 @@ func (o Options) runKubelet(ctx context.Context) error {
 }
 
 // kubeletServer is upstream's configuration with what differs on Cairn.
-func (o Options) kubeletServer(h host) (*options.KubeletServer, error) {
+func (n *node) kubeletServer(h host) (*options.KubeletServer, error) {
 	s, err := options.NewKubeletServer()
 	if err != nil {
 		return nil, fmt.Errorf("kubelet defaults: %w", err)
 	}
-	if !o.address.IsValid() {
+	if len(n.addresses) == 0 {
 		return nil, errors.New("kubelet: no node address")
 	}
-	s.KubeConfig = o.componentConfig(pki.KubeletClient)
-	s.HostnameOverride = o.Name
-	s.NodeIP = o.address.String()
-	s.NodeLabels = o.registrationLabels()
-	s.RegisterWithTaints = o.Taints
-	s.RootDirectory = o.KubeletDir
-	s.CertDirectory = filepath.Join(o.KubeletDir, "pki")
-	s.PodLogsDir = o.LogDir
-	s.VolumePluginDir = filepath.Join(o.KubeletDir, "volume-plugins") // upstream's default is on the read-only root
-	s.ContainerRuntimeEndpoint = "unix://" + o.Containerd
+	s.KubeConfig = n.kubeconfig()
+	s.HostnameOverride = n.Name
+	s.NodeIP = nodeIP(n.addresses)
+	s.NodeLabels = n.registrationLabels()
+	s.RegisterWithTaints = n.Taints
+	s.RootDirectory = n.KubeletDir
+	s.CertDirectory = filepath.Join(n.KubeletDir, "pki")
+	s.PodLogsDir = n.LogDir
+	s.VolumePluginDir = filepath.Join(n.KubeletDir, "volume-plugins") // upstream's default is on the read-only root
+	s.ContainerRuntimeEndpoint = "unix://" + n.Containerd
 	s.ImageServiceEndpoint = s.ContainerRuntimeEndpoint
-	s.ResolverConfig = o.ResolvConf
+	s.ResolverConfig = n.ResolvConf
 
-	pair := pki.PairFile(o.TLSDir, pki.KubeletServer)
+	pair := pki.PairFile(n.TLSDir, pki.KubeletServer)
 	s.TLSCertFile, s.TLSPrivateKeyFile = pair, pair
 	s.Authentication.Anonymous.Enabled = false
 	s.Authentication.Webhook.Enabled = true
-	s.Authentication.X509.ClientCAFile = pki.CertFile(o.TLSDir, pki.ClientCA)
+	s.Authentication.X509.ClientCAFile = pki.CertFile(n.TLSDir, pki.ClientCA)
 	s.Authorization.Mode = kubeletconfig.KubeletAuthorizationModeWebhook
 	s.ReadOnlyPort = 0
 	s.HealthzPort = healthzPort
@@ -113,13 +115,45 @@ func (o Options) kubeletServer(h host) (*options.KubeletServer, error) {
 		"memory.available": "64Mi", "nodefs.available": "5%", "nodefs.inodesFree": "5%", "imagefs.available": "5%",
 	}
 	s.EvictionPressureTransitionPeriod = metav1.Duration{Duration: time.Minute}
-	return s, nil
+	return s, n.applyKubeletArgs(s)
+}
+
+// nodeIP is the kubelet's spelling of one address per family.
+func nodeIP(addresses []netip.Addr) string {
+	var all []string
+	for _, a := range addresses {
+		all = append(all, a.String())
+	}
+	return strings.Join(all, ",")
+}
+
+// applyKubeletArgs puts the owner's arguments over everything else.
+func (n *node) applyKubeletArgs(s *options.KubeletServer) error {
+	if len(n.KubeletArgs) == 0 {
+		return nil
+	}
+	fs := pflag.NewFlagSet("kubelet", pflag.ContinueOnError)
+	s.KubeletFlags.AddFlags(fs)
+	options.AddKubeletConfigFlags(fs, &s.KubeletConfiguration)
+	if err := fs.Parse(arguments(n.KubeletArgs)); err != nil {
+		return fmt.Errorf("cairn.cluster.kubelet_args: %w", err)
+	}
+	return nil
+}
+
+// arguments turns name=value into a command line's form.
+func arguments(args []string) []string {
+	var all []string
+	for _, a := range args {
+		all = append(all, "--"+strings.TrimLeft(a, "-"))
+	}
+	return all
 }
 
 // registrationLabels leaves out the labels that a kubelet may not give itself. The control plane sets those.
-func (o Options) registrationLabels() map[string]string {
+func (n *node) registrationLabels() map[string]string {
 	labels := make(map[string]string)
-	for k, v := range o.Labels {
+	for k, v := range n.Labels {
 		f := options.NewKubeletFlags()
 		f.NodeLabels = map[string]string{k: v}
 		if options.ValidateKubeletFlags(f) == nil {

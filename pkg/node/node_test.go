@@ -3,10 +3,7 @@ package node
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -17,14 +14,13 @@ import (
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 )
 
-func testOptions() Options {
-	o := DefaultOptions("shop-1")
-	o.address = netip.MustParseAddr("192.0.2.7")
-	return o
+func testNode() *node {
+	return &node{Options: DefaultOptions("shop-1"), addresses: []netip.Addr{netip.MustParseAddr("192.0.2.7")}}
 }
 
 func TestKubeletServer(t *testing.T) {
-	o := testOptions()
+	o := testNode()
+	o.KubeletArgs = []string{"max-pods=42"}
 	o.Labels = map[string]string{"shop": "17", "node-role.kubernetes.io/edge": "true", "node.kubernetes.io/instance-type": "pi"}
 	o.Taints = []corev1.Taint{{Key: "till", Effect: corev1.TaintEffectNoSchedule}}
 	here, err := inspectHost()
@@ -46,46 +42,22 @@ func TestKubeletServer(t *testing.T) {
 		if s.Authentication.Anonymous.Enabled || s.ReadOnlyPort != 0 || s.Authorization.Mode != "Webhook" {
 			t.Error("the kubelet answers strangers")
 		}
+		if s.MaxPods != 42 {
+			t.Errorf("max pods = %d; want the owner's argument, 42", s.MaxPods)
+		}
 		want := map[string]string{"shop": "17", "node.kubernetes.io/instance-type": "pi"}
 		if d := cmp.Diff(want, s.NodeLabels); d != "" {
 			t.Errorf("labels at registration: %s", d)
 		}
 	}
-	if _, err := DefaultOptions("x").kubeletServer(host{}); err == nil {
+	o.addresses = nil
+	if _, err := o.kubeletServer(host{}); err == nil {
 		t.Error("kubeletServer without an address: want an error")
 	}
-}
-
-func TestCNIConfig(t *testing.T) {
-	dir := t.TempDir()
-	o := testOptions()
-	o.CNIConfDir, o.StateDir = filepath.Join(dir, "net.d"), dir
-	p := newPodNetwork(o, slog.New(slog.DiscardHandler))
-	if err := p.restore(); err != nil {
-		t.Fatalf("restore of nothing: %v", err)
-	}
-	if err := os.WriteFile(p.state, []byte("10.42.3.0/24\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.restore(); err != nil {
-		t.Fatal(err)
-	}
-	got, err := os.ReadFile(filepath.Join(o.CNIConfDir, cniFile))
-	if err != nil {
-		t.Fatal(err)
-	}
-	want, err := os.ReadFile("testdata/cni.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(strings.TrimSpace(string(want)), string(got)); d != "" {
-		t.Error(d)
-	}
-	if err := os.WriteFile(p.state, []byte("junk"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.restore(); err == nil {
-		t.Error("restore of junk: want an error")
+	o = testNode()
+	o.KubeletArgs = []string{"no-such-argument=1"}
+	if _, err := o.kubeletServer(host{}); err == nil || !strings.Contains(err.Error(), "kubelet_args") {
+		t.Errorf("kubeletServer with an unknown argument = %v; want an error that names kubelet_args", err)
 	}
 }
 

@@ -4,14 +4,13 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/pflag"
 	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
-
-	"github.com/cairn-os/cairn/pkg/pki"
 )
 
-func (o Options) runProxy(ctx context.Context) error {
+func (n *node) runProxy(ctx context.Context) error {
 	h, err := inspectHost()
 	if err != nil {
 		return err
@@ -19,7 +18,7 @@ func (o Options) runProxy(ctx context.Context) error {
 	options := proxy.NewOptions()
 	fs := pflag.NewFlagSet("kube-proxy", pflag.ContinueOnError)
 	options.AddFlags(fs)
-	if err := fs.Parse(o.proxyArguments(h)); err != nil {
+	if err := fs.Parse(n.proxyArguments(h)); err != nil {
 		return fmt.Errorf("arguments: %w", err)
 	}
 	if err := options.Complete(fs); err != nil {
@@ -29,12 +28,16 @@ func (o Options) runProxy(ctx context.Context) error {
 	return options.Run(ctx)
 }
 
-func (o Options) proxyArguments(h host) []string {
-	return []string{
-		"--kubeconfig=" + o.componentConfig(pki.KubeProxy),
-		"--hostname-override=" + o.Name,
+func (n *node) proxyArguments(h host) []string {
+	var pods []string
+	for _, p := range n.Settings.PodCIDRs {
+		pods = append(pods, p.String())
+	}
+	return append([]string{
+		"--kubeconfig=" + n.kubeconfig(),
+		"--hostname-override=" + n.Name,
 		"--proxy-mode=nftables",
-		"--cluster-cidr=" + o.ClusterCIDR.String(),
+		"--cluster-cidr=" + strings.Join(pods, ","),
 		"--oom-score-adj=" + strconv.Itoa(int(h.oomScore)),
 		// No ports of its own: both would answer anybody. An empty address would mean the default one.
 		"--healthz-port=0",
@@ -44,5 +47,5 @@ func (o Options) proxyArguments(h host) []string {
 		"--conntrack-min=0",
 		"--conntrack-tcp-timeout-established=0",
 		"--conntrack-tcp-timeout-close-wait=0",
-	}
+	}, arguments(n.ProxyArgs)...)
 }

@@ -16,14 +16,8 @@ import (
 // EnsureEncryption creates at path, unless it is there, the apiserver's configuration that encrypts Secrets at rest,
 // with a key of its own. The file is the only copy of that key.
 func EnsureEncryption(path string, now time.Time) error {
-	data, err := os.ReadFile(path)
-	switch {
-	case err == nil && len(data) > 0:
-		return nil
-	case err == nil:
-		return fmt.Errorf("secrets encryption %s: the file is empty; restore it, or the Secrets in the store stay unreadable", path)
-	case !errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("secrets encryption: %w", err)
+	if err := CheckEncryption(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	var key [32]byte
 	if _, err := rand.Read(key[:]); err != nil {
@@ -46,6 +40,19 @@ resources:
 `, now.Unix(), base64.StdEncoding.EncodeToString(key[:]))
 	if err := atomicfile.Write(path, []byte(text), 0o600); err != nil {
 		return fmt.Errorf("secrets encryption: %w", err)
+	}
+	return nil
+}
+
+// CheckEncryption returns an error unless the configuration of EnsureEncryption is there; one that wraps fs.ErrNotExist
+// when it lacks. A server that joined received it and must never make its own.
+func CheckEncryption(path string) error {
+	data, err := os.ReadFile(path)
+	switch {
+	case err != nil:
+		return fmt.Errorf("secrets encryption: %w", err)
+	case len(data) == 0:
+		return fmt.Errorf("secrets encryption %s: the file is empty; restore it, or the Secrets in the store stay unreadable", path)
 	}
 	return nil
 }

@@ -7,6 +7,8 @@ const (
 	ServerCA        = "server-ca"         // signs what serves
 	ClientCA        = "client-ca"         // signs who asks
 	RequestHeaderCA = "request-header-ca" // signs the aggregation layer's proxy
+	KubeletCA       = "kubelet-ca"        // signs what kubelets serve with: none of them can pass as an apiserver
+	StoreCA         = "store-ca"          // signs the members of the store
 
 	APIServer              = "apiserver"
 	APIServerKubeletClient = "apiserver-kubelet-client"
@@ -14,9 +16,9 @@ const (
 	Scheduler              = "scheduler"
 	Admin                  = "admin"
 	KubeletServer          = "kubelet-server"
-	KubeletClient          = "kubelet-client"
-	KubeProxy              = "kube-proxy"
+	KubeletClient          = "kubelet-client" // also of kube-proxy and of the pod network
 	FrontProxy             = "front-proxy"
+	Store                  = "store"
 )
 
 const (
@@ -24,7 +26,20 @@ const (
 	APIServerUser = "kube-apiserver-kubelet-client"
 	// FrontProxyUser is who the aggregation layer is to an aggregated apiserver.
 	FrontProxyUser = "system:auth-proxy"
+	// NodeGroup is the group of all kubelets.
+	NodeGroup = "system:nodes"
 )
+
+// NodeUser is who the kubelet of a node of that name is.
+func NodeUser(node string) string { return "system:node:" + node }
+
+// authorityNames lists the cluster's authorities in the order of their creation.
+func authorityNames() []string {
+	return []string{ServerCA, ClientCA, RequestHeaderCA, KubeletCA, StoreCA}
+}
+
+// retired lists the leaves of earlier releases that nothing uses any more.
+func retired() []string { return []string{"kube-proxy"} }
 
 // PairFile is the file of the certificate name and its key, below dir.
 func PairFile(dir, name string) string { return filepath.Join(dir, name+".pem") }

@@ -1,101 +1,123 @@
 package pki
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
-	"crypto/x509/pkix"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
+
+	"github.com/cairn-os/cairn/pkg/store/peer"
 )
 
 // leaf describes a certificate of a component.
 type leaf struct {
 	name      string
 	authority string
-	user      string
-	group     string
-	usage     x509.ExtKeyUsage
-	dnsNames  []string
-	addresses []netip.Addr
+	Request
 }
 
 // leaves lists what Ensure keeps. Users and groups are those that Kubernetes' own RBAC rules know.
 func leaves(o Options) []leaf {
-	client, server := x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth
-	node := "system:node:" + o.Node
-	names, addresses := apiserverNames(o)
-	return []leaf{
-		{name: APIServer, authority: ServerCA, user: "kube-apiserver", usage: server, dnsNames: names, addresses: addresses},
-		{name: KubeletServer, authority: ServerCA, user: node, group: "system:nodes", usage: server, dnsNames: []string{o.Node}, addresses: o.Addresses},
-		{name: KubeletClient, authority: ClientCA, user: node, group: "system:nodes", usage: client},
-		{name: APIServerKubeletClient, authority: ClientCA, user: APIServerUser, usage: client},
-		{name: ControllerManager, authority: ClientCA, user: "system:kube-controller-manager", usage: client},
-		{name: Scheduler, authority: ClientCA, user: "system:kube-scheduler", usage: client},
-		{name: KubeProxy, authority: ClientCA, user: "system:kube-proxy", usage: client},
-		{name: Admin, authority: ClientCA, user: "system:admin", group: "system:masters", usage: client},
-		{name: FrontProxy, authority: RequestHeaderCA, user: FrontProxyUser, usage: client},
+	server := apiserverRequest(o)
+	kubelet := Request{
+		User: NodeUser(o.Node), Groups: []string{NodeGroup}, Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		DNSNames: []string{o.Node}, Addresses: o.Addresses,
+	}
+	all := []leaf{
+		{APIServer, ServerCA, server},
+		{KubeletServer, KubeletCA, kubelet},
+		{KubeletClient, ClientCA, ClientRequest(NodeUser(o.Node), NodeGroup)},
+		{APIServerKubeletClient, ClientCA, ClientRequest(APIServerUser)},
+		{ControllerManager, ClientCA, ClientRequest("system:kube-controller-manager")},
+		{Scheduler, ClientCA, ClientRequest("system:kube-scheduler")},
+		{Admin, ClientCA, ClientRequest("system:admin", "system:masters")},
+		{FrontProxy, RequestHeaderCA, ClientRequest(FrontProxyUser)},
+		{Store, StoreCA, StoreRequest(o.Node)},
+	}
+	for i := range all {
+		l := &all[i]
+		l.Life, l.Now, l.Floor = o.Life, o.Now, o.Floor
+		// The apiserver ends the streams of exec and watch that go through it when these change, and the machine that has
+		// them holds their authority's key anyway.
+		if l.name == APIServerKubeletClient || l.name == FrontProxy {
+			l.Life = lasting
+		}
+	}
+	return all
+}
+
+func findLeaf(o Options, name string) (leaf, error) {
+	for _, l := range leaves(o) {
+		if l.name == name {
+			return l, nil
+		}
+	}
+	return leaf{}, fmt.Errorf("certificate %s: no component has one of that name", name)
+}
+
+// ClientRequest is what the certificate of a client of the apiserver says.
+func ClientRequest(user string, groups ...string) Request {
+	return Request{User: user, Groups: groups, Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+}
+
+// StoreRequest is what the certificate of the store's member on a node says.
+func StoreRequest(node string) Request {
+	return Request{
+		User: node, DNSNames: []string{peer.ServerName},
+		Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 	}
 }
 
-// apiserverNames returns under what the apiserver is reached.
-func apiserverNames(o Options) (names []string, addresses []netip.Addr) {
+// StoreWitnessRequest is what the certificate of the store's member on a witness says: the same, and that it is no more than a
+// witness, which servers do not let write or administer (peer.WitnessOrganization).
+func StoreWitnessRequest(node string) Request {
+	r := StoreRequest(node)
+	r.Groups = []string{peer.WitnessOrganization}
+	return r
+}
+
+// forWitness is the store's certificate l as a witness has it.
+func (l leaf) forWitness() leaf {
+	l.Groups = StoreWitnessRequest(l.User).Groups
+	return l
+}
+
+// apiserverRequest holds under what the apiserver is reached.
+func apiserverRequest(o Options) Request {
 	const service = "kubernetes.default.svc"
-	names = []string{"localhost", o.Node, "kubernetes", "kubernetes.default", service, service + ".cluster.local"}
-	addresses = []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()}
-	if o.ServiceIP.IsValid() {
-		addresses = append(addresses, o.ServiceIP)
+	r := Request{
+		User: "kube-apiserver", Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		DNSNames:  []string{"localhost", o.Node, "kubernetes", "kubernetes.default", service, service + "." + o.ClusterDomain},
+		Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()},
 	}
-	addresses = append(addresses, o.Addresses...)
+	if o.ServiceIP.IsValid() {
+		r.Addresses = append(r.Addresses, o.ServiceIP)
+	}
+	r.Addresses = append(r.Addresses, o.Addresses...)
 	for _, san := range o.SANs {
 		if a, err := netip.ParseAddr(san); err == nil {
-			addresses = append(addresses, a)
+			r.Addresses = append(r.Addresses, a)
 		} else {
-			names = append(names, san)
+			r.DNSNames = append(r.DNSNames, san)
 		}
 	}
-	return names, addresses
+	return r
 }
 
 // leaf renews the certificate l unless the one there still serves.
 func (e *ensurer) leaf(l leaf) error {
 	issuer := e.authorities[l.authority]
-	if have, err := load(PairFile(e.Dir, l.name)); err == nil && e.serves(have.cert, l, issuer.cert) {
+	if have, err := load(PairFile(e.Dir, l.name)); err == nil && l.serves(have.cert, issuer.cert, e.clock()) {
 		return nil
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return err
-	}
-	_, err = e.create(l.name, e.template(l, issuer.cert), issuer, key)
+	_, err := e.create(l.name, l.template(issuer.cert), &issuer)
 	return err
 }
 
-func (e *ensurer) template(l leaf, issuer *x509.Certificate) *x509.Certificate {
-	subject := pkix.Name{CommonName: l.user}
-	if l.group != "" {
-		subject.Organization = []string{l.group}
-	}
-	end := e.now().Add(leafLife)
-	if end.After(issuer.NotAfter) {
-		end = issuer.NotAfter
-	}
-	return &x509.Certificate{
-		Subject:     subject,
-		NotBefore:   e.notBefore(),
-		NotAfter:    end,
-		KeyUsage:    x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{l.usage},
-		DNSNames:    unique(l.dnsNames),
-		IPAddresses: netIPs(l.addresses),
-	}
-}
-
 // serves reports whether have is what l asks for, signed by issuer, with a third of its life left or as long as the issuer.
-func (e *ensurer) serves(have *x509.Certificate, l leaf, issuer *x509.Certificate) bool {
-	want := e.template(l, issuer)
+func (l leaf) serves(have, issuer *x509.Certificate, c clock) bool {
+	want := l.template(issuer)
 	if have.CheckSignatureFrom(issuer) != nil || have.Subject.String() != want.Subject.String() {
 		return false
 	}
@@ -103,26 +125,12 @@ func (e *ensurer) serves(have *x509.Certificate, l leaf, issuer *x509.Certificat
 		!slices.EqualFunc(have.IPAddresses, want.IPAddresses, net.IP.Equal) {
 		return false
 	}
-	now := e.now()
+	now := c.now()
 	if now.Before(have.NotBefore) || !now.Before(have.NotAfter) {
 		return false
 	}
-	return have.NotAfter.Sub(now) >= leafLife/3 || !have.NotAfter.Before(issuer.NotAfter)
-}
-
-// unique returns names sorted, each once.
-func unique(names []string) []string {
-	names = slices.Clone(names)
-	slices.Sort(names)
-	return slices.Compact(names)
-}
-
-func netIPs(addresses []netip.Addr) []net.IP {
-	addresses = slices.Clone(addresses)
-	slices.SortFunc(addresses, netip.Addr.Compare)
-	var ips []net.IP
-	for _, a := range slices.Compact(addresses) {
-		ips = append(ips, a.Unmap().AsSlice())
-	}
-	return ips
+	// One with far more life left than it should have at all is from before the configured life was cut. The factor is
+	// for a clock that went back, which makes the rest longer as well.
+	left := have.NotAfter.Sub(now)
+	return left <= 2*l.Life && (left >= l.Life/3 || !have.NotAfter.Before(issuer.NotAfter))
 }

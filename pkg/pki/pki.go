@@ -3,35 +3,30 @@
 //
 // Every certificate shares a file with its key, so that one atomic write makes a pair that always fits: a power cut
 // between two writes leaves complete files, and the next Ensure creates the ones that lack. Authorities and the service
-// account key are never replaced, because what they signed would become worthless; leaves are, whenever they no longer
-// serve. The Kubernetes components reread these files, so a renewal needs no restart.
+// account key are never replaced, because what they signed would become worthless, and only the server that founded the
+// cluster creates them; leaves are replaced whenever they no longer serve. The Kubernetes components reread these files,
+// so a renewal needs no restart.
 package pki
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/big"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
-
-	"k8s.io/client-go/util/cert"
-	"k8s.io/client-go/util/keyutil"
 
 	"github.com/cairn-os/cairn/pkg/atomicfile"
 )
 
 const (
 	authorityLife = 10 * 365 * 24 * time.Hour
-	leafLife      = 365 * 24 * time.Hour
+	// leafLife is the life of leaves unless Options say otherwise.
+	leafLife = 365 * 24 * time.Hour
+	// lasting is the life of leaves that live as long as their authority, which ends before.
+	lasting = 2 * authorityLife
 	// backdate is how far certificates begin before the earliest correct time, for peers whose clocks are behind.
 	backdate = 24 * time.Hour
 )
@@ -42,7 +37,13 @@ type Options struct {
 	Node      string       // name of the node
 	Addresses []netip.Addr // of the node; what the apiserver's and the kubelet's certificates are valid for
 	SANs      []string     // further names and addresses of the apiserver
-	ServiceIP netip.Addr   // of the Service default/kubernetes
+	// ServiceIP is that of the Service default/kubernetes. It has one address in a cluster of two families as well:
+	// Kubernetes keeps that Service in the first family alone.
+	ServiceIP     netip.Addr
+	ClusterDomain string        // of Services; "" means cluster.local
+	Life          time.Duration // of leaves; 0 means 365 days
+	// Joined says that another server founded the cluster: a missing authority is then an error.
+	Joined bool
 
 	// Floor is the earliest time that a correct clock can show, such as the release's build time. Boards without a
 	// battery start in 1970: certificates created then must be valid once the clock is right.
@@ -58,59 +59,138 @@ func (o Options) withDefaults() Options {
 	if o.Write == nil {
 		o.Write = atomicfile.Write
 	}
+	if o.ClusterDomain == "" {
+		o.ClusterDomain = "cluster.local"
+	}
+	if o.Life <= 0 {
+		o.Life = leafLife
+	}
 	return o
 }
 
-// now is the clock's time, or Floor while the clock is behind it.
-func (o Options) now() time.Time {
-	if now := o.Now(); now.After(o.Floor) {
+func (o Options) clock() clock { return clock{o.Now, o.Floor} }
+
+// clock is a clock that may be wrong, and the earliest time that it can show when it is right.
+type clock struct {
+	read  func() time.Time
+	floor time.Time
+}
+
+// now is the clock's time, or the floor while the clock is behind it.
+func (c clock) now() time.Time {
+	if now := c.read(); now.After(c.floor) {
 		return now
 	}
-	return o.Floor
+	return c.floor
 }
 
 // notBefore is when certificates created now begin to be valid. It does not trust a clock that is ahead.
-func (o Options) notBefore() time.Time {
-	start := o.now()
-	if !o.Floor.IsZero() && o.Floor.Before(start) {
-		start = o.Floor
+func (c clock) notBefore() time.Time {
+	start := c.now()
+	if !c.floor.IsZero() && c.floor.Before(start) {
+		start = c.floor
 	}
 	return start.Add(-backdate)
 }
 
-// Ensure creates what lacks and renews the leaves that expire soon, or whose names or authority changed. It returns the
-// names of the files that it wrote. It may run at any time and any number of times.
+// Interval is how often certificates of that life are to be looked at, so that a renewal has some tries: each minute, or
+// ten times in a life that is shorter than that. 0 stands for the life that Options' 0 does.
+func Interval(life time.Duration) time.Duration {
+	if life <= 0 {
+		life = leafLife
+	}
+	return min(time.Minute, life/10)
+}
+
+// Ensure creates what lacks and renews the leaves that have less than a third of their life left, or whose names or
+// authority changed. It returns the names of the files that it wrote. It may run at any time and any number of times,
+// and in one process at a time.
 func Ensure(o Options) (written []string, err error) {
 	o = o.withDefaults()
-	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("create certificates: %w", err)
+	e, err := newEnsurer(o)
+	if err != nil {
+		return nil, err
 	}
-	e := &ensurer{Options: o, authorities: make(map[string]pair)}
-	for _, name := range []string{ServerCA, ClientCA, RequestHeaderCA} {
-		if err := e.authority(name); err != nil {
-			return e.written, fmt.Errorf("certificate authority %s: %w", name, err)
-		}
-	}
-	if err := e.serviceAccountKey(); err != nil {
-		return e.written, fmt.Errorf("service account key: %w", err)
+	if err := e.all(); err != nil {
+		return e.written, err
 	}
 	for _, l := range leaves(o) {
 		if err := e.leaf(l); err != nil {
 			return e.written, fmt.Errorf("certificate %s: %w", l.name, err)
 		}
 	}
+	for _, name := range retired() {
+		if err := os.Remove(PairFile(o.Dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return e.written, fmt.Errorf("certificate %s: %w", name, err)
+		}
+	}
 	return e.written, nil
 }
 
-type pair struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
+// EnsureAuthorities does Ensure's work for the authorities and the service account key alone: it needs neither a name
+// nor an address of the node.
+func EnsureAuthorities(o Options) (written []string, err error) {
+	e, err := newEnsurer(o.withDefaults())
+	if err != nil {
+		return nil, err
+	}
+	err = e.all()
+	return e.written, err
+}
+
+// EnsureLeaf does Ensure's work for one leaf alone. Its authority must be there.
+func EnsureLeaf(o Options, name string) (written []string, err error) {
+	o = o.withDefaults()
+	l, err := findLeaf(o, name)
+	if err != nil {
+		return nil, err
+	}
+	e, err := newEnsurer(o)
+	if err != nil {
+		return nil, err
+	}
+	issuer, err := load(PairFile(o.Dir, l.authority))
+	if err != nil {
+		return nil, fmt.Errorf("certificate authority %s: %w", l.authority, err)
+	}
+	e.authorities[l.authority] = issuer
+	if err := e.leaf(l); err != nil {
+		return e.written, fmt.Errorf("certificate %s: %w", name, err)
+	}
+	return e.written, nil
+}
+
+// Serves reports whether the leaf on the disk is one that Ensure would keep. It needs the authority's certificate but
+// not its key, so it also tells a witness, whose certificate others sign, whether to ask for another. Of the store's
+// certificate a witness's serves as well.
+func Serves(o Options, name string) (bool, error) {
+	o = o.withDefaults()
+	l, err := findLeaf(o, name)
+	if err != nil {
+		return false, err
+	}
+	issuer, err := loadCert(CertFile(o.Dir, l.authority))
+	if err != nil {
+		return false, fmt.Errorf("certificate authority %s: %w", l.authority, err)
+	}
+	have, err := load(PairFile(o.Dir, name))
+	if err != nil {
+		return false, nil
+	}
+	return l.serves(have.cert, issuer, o.clock()) || name == Store && l.forWitness().serves(have.cert, issuer, o.clock()), nil
 }
 
 type ensurer struct {
 	Options
 	authorities map[string]pair
 	written     []string
+}
+
+func newEnsurer(o Options) (*ensurer, error) {
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("create certificates: %w", err)
+	}
+	return &ensurer{Options: o, authorities: make(map[string]pair)}, nil
 }
 
 func (e *ensurer) write(name string, data []byte, mode fs.FileMode) error {
@@ -121,103 +201,25 @@ func (e *ensurer) write(name string, data []byte, mode fs.FileMode) error {
 	return nil
 }
 
-// authority loads or creates an authority, and puts its certificate without the key where others may read it.
-func (e *ensurer) authority(name string) error {
-	p, err := load(PairFile(e.Dir, name))
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		if p, err = e.createAuthority(name); err != nil {
-			return err
-		}
-	case err != nil:
-		return err // never replaced: what it signed would become worthless
-	}
-	e.authorities[name] = p
-	public := encodeCert(p.cert)
-	if have, err := os.ReadFile(CertFile(e.Dir, name)); err == nil && string(have) == string(public) {
-		return nil
-	}
-	return e.write(filepath.Base(CertFile(e.Dir, name)), public, 0o644)
-}
-
-func (e *ensurer) createAuthority(name string) (pair, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+// create signs template for a new key with the issuer and writes both; without an issuer the key signs itself.
+func (e *ensurer) create(name string, template *x509.Certificate, issuer *pair) (pair, error) {
+	key, err := newKey()
 	if err != nil {
 		return pair{}, err
 	}
-	template := &x509.Certificate{
-		Subject:               pkix.Name{CommonName: fmt.Sprintf("cairn-%s@%d", name, e.now().Unix())},
-		NotBefore:             e.notBefore(),
-		NotAfter:              e.now().Add(authorityLife),
-		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		BasicConstraintsValid: true,
-		IsCA:                  true,
+	if issuer == nil {
+		issuer = &pair{template, key}
 	}
-	return e.create(name, template, pair{template, key}, key)
-}
-
-// create signs template for key with the issuer and writes both.
-func (e *ensurer) create(name string, template *x509.Certificate, issuer pair, key *ecdsa.PrivateKey) (pair, error) {
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	c, err := issue(template, *issuer, key.Public())
 	if err != nil {
 		return pair{}, err
 	}
-	template.SerialNumber = serial.Add(serial, big.NewInt(1))
-	der, err := x509.CreateCertificate(rand.Reader, template, issuer.cert, key.Public(), issuer.key)
+	data, err := EncodePair(encodeCert(c), key)
 	if err != nil {
 		return pair{}, err
 	}
-	c, err := x509.ParseCertificate(der)
-	if err != nil {
-		return pair{}, err
-	}
-	keyPEM, err := keyutil.MarshalPrivateKeyToPEM(key)
-	if err != nil {
-		return pair{}, err
-	}
-	if err := e.write(filepath.Base(PairFile(e.Dir, name)), append(encodeCert(c), keyPEM...), 0o600); err != nil {
+	if err := e.write(filepath.Base(PairFile(e.Dir, name)), data, 0o600); err != nil {
 		return pair{}, err
 	}
 	return pair{c, key}, nil
-}
-
-func (e *ensurer) serviceAccountKey() error {
-	_, err := keyutil.PrivateKeyFromFile(ServiceAccountKey(e.Dir))
-	if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return err
-	}
-	data, err := keyutil.MarshalPrivateKeyToPEM(key)
-	if err != nil {
-		return err
-	}
-	return e.write(filepath.Base(ServiceAccountKey(e.Dir)), data, 0o600)
-}
-
-func encodeCert(c *x509.Certificate) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: cert.CertificateBlockType, Bytes: c.Raw})
-}
-
-// load reads a file of a certificate and its key, and checks that they fit.
-func load(path string) (pair, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return pair{}, err
-	}
-	certs, err := cert.ParseCertsPEM(data)
-	if err != nil {
-		return pair{}, fmt.Errorf("%s: %w", path, err)
-	}
-	parsed, err := keyutil.ParsePrivateKeyPEM(data)
-	if err != nil {
-		return pair{}, fmt.Errorf("%s: %w", path, err)
-	}
-	key, ok := parsed.(*ecdsa.PrivateKey)
-	if !ok || !key.PublicKey.Equal(certs[0].PublicKey) {
-		return pair{}, fmt.Errorf("%s: the key is not the certificate's", path)
-	}
-	return pair{certs[0], key}, nil
 }

@@ -35,7 +35,7 @@ func ensure(t *testing.T, o Options) []string {
 // verify checks each leaf's chain at the given time.
 func verify(t *testing.T, o Options, at time.Time) {
 	t.Helper()
-	for _, l := range leaves(o) {
+	for _, l := range leaves(o.withDefaults()) {
 		p, err := load(PairFile(o.Dir, l.name))
 		if err != nil {
 			t.Fatal(err)
@@ -46,16 +46,18 @@ func verify(t *testing.T, o Options, at time.Time) {
 		}
 		roots := x509.NewCertPool()
 		roots.AddCert(ca.cert)
-		if _, err := p.cert.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{l.usage}}); err != nil {
-			t.Errorf("%s at %v: %v", l.name, at, err)
+		for _, usage := range l.Usages {
+			if _, err := p.cert.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
+				t.Errorf("%s at %v: %v", l.name, at, err)
+			}
 		}
 	}
 }
 
 func TestEnsureIsIdempotent(t *testing.T) {
 	o := options(t.TempDir(), built.Add(time.Hour))
-	if n := len(ensure(t, o)); n != 16 {
-		t.Errorf("first Ensure wrote %d files; want 3 authorities twice, a key and 9 leaves", n)
+	if n := len(ensure(t, o)); n != 20 {
+		t.Errorf("first Ensure wrote %d files; want 5 authorities twice, a key and 9 leaves", n)
 	}
 	if again := ensure(t, o); len(again) > 0 {
 		t.Errorf("second Ensure wrote %v; want nothing", again)
@@ -89,38 +91,60 @@ func TestEnsureIsIdempotent(t *testing.T) {
 	}
 }
 
-// TestPowerCuts cuts the power at each write, before and after it took effect, and lets the next boot complete.
+// TestPowerCuts cuts the power at each write, before and after it took effect, and lets the next boot complete: while the
+// files are created, and while an older release's or a shorter life's are renewed.
 func TestPowerCuts(t *testing.T) {
-	cut := errors.New("power cut")
-	for n := range 32 {
-		o := options(t.TempDir(), built)
-		left := n / 2
-		o.Write = func(name string, data []byte, m fs.FileMode) error {
-			if left == 0 && n%2 == 0 {
-				return cut
+	for _, tt := range []struct {
+		name   string
+		writes int
+		start  func(Options) // brings the files to where the cut one begins
+	}{
+		{"creation", 20, func(Options) {}},
+		{"renewal", 7, func(o Options) {
+			o.Now = func() time.Time { return built.AddDate(-1, 0, 0) }
+			o.Floor = time.Time{}
+			ensure(t, o)
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for n := range 2 * tt.writes {
+				o := options(t.TempDir(), built)
+				tt.start(o)
+				o.Write = cutAfter(n/2, n%2 == 1)
+				if _, err := Ensure(o); !errors.Is(err, errCut) {
+					t.Fatalf("cut %d: Ensure = %v; want the cut", n, err)
+				}
+				o.Write = nil
+				ensure(t, o)
+				verify(t, o, built)
 			}
-			if err := atomicfile.Write(name, data, m); err != nil {
-				return err
-			}
-			if left == 0 {
-				return cut
-			}
-			left--
-			return nil
+		})
+	}
+}
+
+var errCut = errors.New("power cut")
+
+// cutAfter writes so many files, then fails: once the next is written as well, or before.
+func cutAfter(left int, written bool) func(string, []byte, fs.FileMode) error {
+	return func(name string, data []byte, m fs.FileMode) error {
+		if left == 0 && !written {
+			return errCut
 		}
-		if _, err := Ensure(o); !errors.Is(err, cut) {
-			t.Fatalf("cut %d: Ensure = %v; want the cut", n, err)
+		if err := atomicfile.Write(name, data, m); err != nil {
+			return err
 		}
-		o.Write = nil
-		ensure(t, o)
-		verify(t, o, built)
+		if left == 0 {
+			return errCut
+		}
+		left--
+		return nil
 	}
 }
 
 func TestRenewal(t *testing.T) {
+	// All but the two that live as long as their authority.
 	all := []string{
-		"apiserver.pem", "kubelet-server.pem", "kubelet-client.pem", "apiserver-kubelet-client.pem", "controller-manager.pem",
-		"scheduler.pem", "kube-proxy.pem", "admin.pem", "front-proxy.pem",
+		"apiserver.pem", "kubelet-server.pem", "kubelet-client.pem", "controller-manager.pem", "scheduler.pem", "admin.pem", "store.pem",
 	}
 	const day = 24 * time.Hour
 	for _, tt := range []struct {
@@ -133,7 +157,10 @@ func TestRenewal(t *testing.T) {
 		{"off for two years", func(o *Options) { o.Now = func() time.Time { return built.Add(730 * day) } }, all},
 		{"new address", func(o *Options) { o.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.8")} }, all[:2]},
 		{"new name", func(o *Options) { o.SANs = []string{"api.example.com", "198.51.100.1"} }, all[:1]},
-		{"new node", func(o *Options) { o.Node = "shop-2" }, all[:3]},
+		{"new node", func(o *Options) { o.Node = "shop-2" }, append(slices.Clone(all[:3]), "store.pem")},
+		{"new domain", func(o *Options) { o.ClusterDomain = "shop.internal" }, all[:1]},
+		{"life cut", func(o *Options) { o.Life = 5 * time.Minute }, all},
+		{"life halved", func(o *Options) { o.Life = leafLife / 2 }, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			o := options(t.TempDir(), built)
@@ -153,8 +180,8 @@ func TestLastMonthsOfAnAuthority(t *testing.T) {
 	o := options(t.TempDir(), built)
 	ensure(t, o)
 	late := options(o.Dir, built.Add(authorityLife-60*24*time.Hour))
-	if n := len(ensure(t, late)); n != 9 {
-		t.Errorf("Ensure wrote %d files; want 9 leaves", n)
+	if n := len(ensure(t, late)); n != 7 {
+		t.Errorf("Ensure wrote %d files; want 7 leaves", n)
 	}
 	if again := ensure(t, late); len(again) > 0 {
 		t.Errorf("second Ensure wrote %v; want nothing", again)
@@ -191,8 +218,14 @@ func TestDamage(t *testing.T) {
 
 func TestEnsureEncryption(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "server", "encryption.yaml")
+	if err := CheckEncryption(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("CheckEncryption = %v; want that it lacks", err)
+	}
 	if err := EnsureEncryption(path, built); err != nil {
 		t.Fatal(err)
+	}
+	if err := CheckEncryption(path); err != nil {
+		t.Error(err)
 	}
 	first, err := os.ReadFile(path)
 	if err != nil {
@@ -209,5 +242,8 @@ func TestEnsureEncryption(t *testing.T) {
 	}
 	if err := EnsureEncryption(path, built); err == nil {
 		t.Error("EnsureEncryption replaced a lost key; want an error")
+	}
+	if err := CheckEncryption(path); err == nil || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("CheckEncryption = %v; want that the file is empty", err)
 	}
 }

@@ -10,9 +10,11 @@ import (
 )
 
 // Status is everything a node tells about itself at one moment. Parts whose source is not available are left zero:
-// init alone knows nothing of Kubernetes, so Node is nil when cairnd is down.
+// init alone knows nothing of Kubernetes, so Node is nil when cairnd is down, and on a witness, which is none.
 type Status struct {
 	Hostname  string    `json:"hostname"`
+	Role      string    `json:"role,omitempty"`   // server, agent or witness; a witness has no Node
+	Server    string    `json:"server,omitempty"` // host:port of the server that the machine joins by; empty on the first
 	Slot      Slot      `json:"slot"`
 	Release   Release   `json:"release"`
 	UptimeS   Seconds   `json:"uptime_s"`
@@ -104,7 +106,7 @@ type Node struct {
 
 // Clock is the state of the time synchronisation.
 type Clock struct {
-	Synchronized bool    `json:"synchronized"`
+	Synchronized bool    `json:"synchronized"` // by a server since boot: the time can be trusted
 	Server       string  `json:"server,omitempty"`
 	OffsetS      Seconds `json:"offset_s"` // the last one measured, before its correction
 	Error        string  `json:"error,omitempty"`

@@ -9,7 +9,7 @@ import (
 // TestFieldNames pins the stable names: scripts depend on them.
 func TestFieldNames(t *testing.T) {
 	s := Status{
-		Hostname: "till-1", UptimeS: 80.5, Slot: Slot{Name: "b", State: SlotTrial},
+		Hostname: "till-1", Role: "agent", Server: "10.0.0.2:6443", UptimeS: 80.5, Slot: Slot{Name: "b", State: SlotTrial},
 		Release:   Release{Version: "1", Kubernetes: "2", Kernel: "3", BuildTime: 4},
 		Phases:    []Phase{{Name: "data", StartS: 1, DurationS: 0.038, Skipped: true, Error: "e"}},
 		Processes: []Process{{Name: "store", State: "ready", PID: 1, Restarts: 2, StartedS: 3, ReadyS: 4, LastExit: "x", Message: "m", RSSBytes: 5, GroupBytes: 6, GroupPeakBytes: 7, Log: "l"}},
@@ -18,7 +18,7 @@ func TestFieldNames(t *testing.T) {
 		Clock:     &Clock{Synchronized: true, Server: "s", OffsetS: 0.5, Error: "e"},
 		Timeline:  []Mark{{Name: "node ready", AtS: 71.3}},
 	}
-	want := `{"hostname":"till-1","slot":{"name":"b","state":"trial"},"release":{"version":"1","kubernetes":"2","kernel":"3","build_time":4},` +
+	want := `{"hostname":"till-1","role":"agent","server":"10.0.0.2:6443","slot":{"name":"b","state":"trial"},"release":{"version":"1","kubernetes":"2","kernel":"3","build_time":4},` +
 		`"uptime_s":80.5,"phases":[{"name":"data","start_s":1,"duration_s":0.038,"skipped":true,"error":"e"}],` +
 		`"processes":[{"name":"store","state":"ready","pid":1,"restarts":2,"started_s":3,"ready_s":4,"last_exit":"x","message":"m",` +
 		`"rss_bytes":5,"group_bytes":6,"group_peak_bytes":7,"log":"l"}],"addresses":[{"link":"eth0","prefix":"192.0.2.1/24"}],` +

@@ -22,6 +22,9 @@ func (h handler) Status() status.Status {
 		Hostname: m.hostname, Slot: m.slot, Release: status.Release(m.release), UptimeS: status.InSeconds(m.opt.Since()),
 		Phases: slices.Clone(m.phases), Timeline: slices.Clone(m.marks),
 	}
+	if m.config != nil { // set before the socket listens
+		s.Role, s.Server = m.role(), m.config.Cairn.Server()
+	}
 	supervisor, net := m.supervisor, m.network
 	m.mu.Unlock()
 	s.Addresses = net.addresses()

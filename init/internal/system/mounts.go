@@ -52,7 +52,7 @@ func directories() []directory {
 	return []directory{
 		{"/var/lib/cairn", 0o700}, {"/var/lib/cairn/config", 0o700}, {"/var/lib/cairn/config.d", 0o700},
 		{"/var/lib/cairn/images", 0o700}, {"/var/lib/cairn/ssh", 0o700}, {"/var/lib/cairn/network", 0o700},
-		{"/var/lib/cairn/store", 0o700}, {"/var/lib/cairn/server", 0o700}, {"/var/lib/cairn/containerd", 0o700},
+		{"/var/lib/cairn/store", 0o700}, {"/var/lib/cairn/server", 0o700}, {"/var/lib/cairn/node", 0o700}, {"/var/lib/cairn/containerd", 0o700},
 		{"/var/lib/kubelet", 0o700}, {"/var/log", 0o755}, {"/var/log/pods", 0o755}, {"/var/log/containers", 0o755},
 		{"/var/cache", 0o755}, {"/var/tmp", 0o1777}, {"/var/home", 0o755}, {"/var/opt", 0o755}, {"/var/local", 0o755},
 		{"/run/cairn", 0o755}, {"/run/cairn/log", 0o700}, {"/run/cairn/notify", 0o700}, {"/run/lock", 0o755},

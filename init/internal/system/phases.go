@@ -3,7 +3,6 @@ package system
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"time"
 
@@ -13,10 +12,10 @@ import (
 	"github.com/cairn-os/cairn/pkg/power"
 	"github.com/cairn-os/cairn/pkg/provision"
 	"github.com/cairn-os/cairn/pkg/release"
+	"github.com/cairn-os/cairn/pkg/reset"
 	"github.com/cairn-os/cairn/pkg/sequence"
 	"github.com/cairn-os/cairn/pkg/sysctl"
 	"github.com/cairn-os/cairn/pkg/watchdog"
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -26,6 +25,8 @@ const (
 	networkTimeout = 30 * time.Second
 	// checkTimeout is for e2fsck on the largest and slowest disk that makes sense.
 	checkTimeout = 4 * time.Hour
+	// resetTimeout is for removing the images and volumes of a large disk that is slow.
+	resetTimeout = time.Hour
 )
 
 // bootPhases is the boot, in order. Stop phases end on the emergency screen; the others are reported and passed over.
@@ -41,6 +42,8 @@ func (m *machine) bootPhases() []sequence.Phase {
 		{Name: "hotplug", Run: m.hotplug, Timeout: 2 * time.Minute, Policy: sequence.Report, RunWhen: hardware},
 		{Name: "boot disk", Run: m.findBootDisk, Timeout: time.Minute, RunWhen: hardware},
 		{Name: "data", Run: m.mountData, Timeout: checkTimeout, RunWhen: hardware},
+		{Name: "reset", Run: m.reset, Timeout: resetTimeout},
+		{Name: "clock", Run: m.setClock, Timeout: 30 * time.Second, Policy: sequence.Report, RunWhen: hardware},
 		{Name: "directories", Run: m.makeDirectories, Timeout: time.Minute},
 		{Name: "etc", Run: m.mountEtc, Timeout: 30 * time.Second, RunWhen: hardware},
 		{Name: "config", Run: m.loadConfig, Timeout: time.Minute},
@@ -61,24 +64,26 @@ func (m *machine) setUpConsole(context.Context) error {
 	return errors.Join(kmsg.Unlimit("/proc"), power.CtrlAltDelAsSignal())
 }
 
-// loadRelease reads what was booted, and moves the clock forward to when it was built: boards without a battery start
-// in 1970, where no certificate is valid.
+// loadRelease reads what was booted, and moves the clock forward to when it was built: what runs before the data
+// partition can tell more should not write 1970 into it.
 func (m *machine) loadRelease(context.Context) error {
 	info, err := release.Load(release.Path)
 	if err != nil {
 		return err
 	}
 	m.release = info
-	built := time.Unix(info.BuildTime, 0)
-	if m.opt.Container || !time.Now().Before(built) {
+	return m.advanceClock(floor{time.Unix(info.BuildTime, 0), "this release was built"})
+}
+
+// reset does what `cairnctl reset` asked for. A request that cannot be read is told of and leaves the machine as it is;
+// a reset that cannot be ended stops the boot, for half a machine must not join anything.
+func (m *machine) reset(context.Context) error {
+	err := reset.Run("/", m.log.Printf)
+	if errors.Is(err, reset.ErrMarker) {
+		m.log.Printf("%v; nothing is removed", err)
 		return nil
 	}
-	m.log.Printf("the clock shows %s, before this release was built; it is set to %s", time.Now().UTC().Format(time.DateOnly), built.UTC().Format(time.DateTime))
-	tv := unix.NsecToTimeval(built.UnixNano())
-	if err := unix.Settimeofday(&tv); err != nil {
-		return fmt.Errorf("set the clock: %w", err)
-	}
-	return nil
+	return err
 }
 
 // armWatchdog opens the hardware watchdog. From here to the supervisor only a stuck kernel or PID 1 stops the feeding;

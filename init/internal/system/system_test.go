@@ -69,55 +69,67 @@ func TestMounts(t *testing.T) {
 }
 
 func TestServices(t *testing.T) {
-	for _, total := range []int64{512 * mib, 2048 * mib, 64 << 30} {
-		var sum int64
-		ready := map[string]bool{}
-		for _, s := range services(total, true, config.Own) {
-			for _, dep := range s.After {
-				if !ready[dep] {
-					t.Errorf("%s comes before %s, which it needs", s.Name, dep)
-				}
-			}
-			ready[s.Name] = true
-			sum += s.MemoryLimit
-			if s.OOMScore >= 0 {
-				t.Errorf("%s would be killed before a pod", s.Name)
-			}
-			if s.Name != "sshd" && !s.Notify {
-				t.Errorf("%s does not tell when it serves", s.Name)
-			}
-		}
-		if sum > total*4/5 {
-			t.Errorf("limits of %d MiB in %d MiB leave no room for pods", sum/mib, total/mib)
+	for _, role := range []string{config.RoleServer, config.RoleAgent, config.RoleWitness} {
+		for _, total := range []int64{512 * mib, 2048 * mib, 64 << 30} {
+			checkServices(t, role, total)
 		}
 	}
-	if n := len(services(1<<30, false, config.Own)); n != 5 {
-		t.Errorf("without keys %d services; want 5, and no sshd", n)
+	if n := len(services(1<<30, false, config.Own, config.RoleServer)); n != 6 {
+		t.Errorf("without keys %d services; want 6, and no sshd", n)
 	}
 }
 
-// TestServicesOfDatastore wants no store beside an etcd cluster, and patience with what others run.
-func TestServicesOfDatastore(t *testing.T) {
-	for kind, want := range map[config.DatastoreKind][]string{
-		config.Own:  {"store", "containerd", "control after store", "node after containerd control", "cairnd"},
-		config.SQL:  {"store patient", "containerd", "control after store", "node after containerd control", "cairnd"},
-		config.Etcd: {"containerd", "control patient", "node after containerd control", "cairnd"},
-	} {
-		var got []string
-		for _, s := range services(1<<30, false, kind) {
-			text := s.Name
-			if s.ReadyTimeout != 0 {
-				text += " patient"
+func checkServices(t *testing.T, role string, total int64) {
+	t.Helper()
+	var sum int64
+	ready := map[string]bool{}
+	for _, s := range services(total, true, config.Own, role) {
+		for _, dep := range s.After {
+			if !ready[dep] {
+				t.Errorf("%s: %s comes before %s, which it needs", role, s.Name, dep)
 			}
-			if len(s.After) > 0 {
-				text += " after " + strings.Join(s.After, " ")
-			}
-			got = append(got, text)
 		}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("datastore %d: %s", kind, diff)
+		ready[s.Name] = true
+		if !s.Oneshot { // whose memory is free again when the others start
+			sum += s.MemoryLimit
+		}
+		if s.OOMScore >= 0 {
+			t.Errorf("%s: %s would be killed before a pod", role, s.Name)
+		}
+		if s.Name != "sshd" && !s.Notify {
+			t.Errorf("%s: %s does not tell when it serves", role, s.Name)
 		}
 	}
+	if sum > total*4/5 {
+		t.Errorf("%s: limits of %d MiB in %d MiB leave no room for pods", role, sum/mib, total/mib)
+	}
+}
+
+// TestServiceTable holds who runs what, after what, and how long each may take: on each role, and beside each datastore.
+func TestServiceTable(t *testing.T) {
+	var b strings.Builder
+	table := func(name string, datastore config.DatastoreKind, role string) {
+		b.WriteString(name + "\n")
+		for _, s := range services(1<<30, false, datastore, role) {
+			b.WriteString("  " + s.Name)
+			if s.Oneshot {
+				b.WriteString(" oneshot")
+			}
+			if s.ReadyTimeout != 0 {
+				b.WriteString(" within " + s.ReadyTimeout.String())
+			}
+			if len(s.After) > 0 {
+				b.WriteString(" after " + strings.Join(s.After, " "))
+			}
+			b.WriteString("\n")
+		}
+	}
+	table("server", config.Own, config.RoleServer)
+	table("agent", config.Own, config.RoleAgent)
+	table("witness", config.Own, config.RoleWitness)
+	table("server with an SQL database", config.SQL, config.RoleServer)
+	table("server with an etcd cluster", config.Etcd, config.RoleServer)
+	golden(t, "services", b.String())
 }
 
 func TestSignalAction(t *testing.T) {

@@ -14,17 +14,32 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/transport"
 
 	"github.com/cairn-os/cairn/pkg/config"
 	"github.com/cairn-os/cairn/pkg/containerd"
 	"github.com/cairn-os/cairn/pkg/control"
+	"github.com/cairn-os/cairn/pkg/membership"
 	"github.com/cairn-os/cairn/pkg/node"
+	"github.com/cairn-os/cairn/pkg/pki"
 	"github.com/cairn-os/cairn/pkg/release"
 )
 
-// daemon runs one of the long-running parts until SIGTERM or SIGINT.
-func daemon(log *slog.Logger, name string, args []string) error {
+// stateDir keeps what a machine remembers of its cluster.
+const stateDir = "/var/lib/cairn"
+
+// daemon is what the long-running parts have in common.
+type daemon struct {
+	log    *slog.Logger
+	cfg    *config.Config
+	name   string    // of the machine and its node
+	floor  time.Time // when the release was built
+	notify func(message string) error
+	member bool // of a cluster, when joining began
+}
+
+// runDaemon runs one of the long-running parts until SIGTERM or SIGINT.
+func runDaemon(log *slog.Logger, name string, args []string) error {
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
 	path := flags.String("config", "/run/cairn/config.yaml", "effective configuration of the machine")
 	if err := flags.Parse(args); err != nil {
@@ -33,40 +48,61 @@ func daemon(log *slog.Logger, name string, args []string) error {
 		}
 		return err
 	}
-	cfg, err := config.Load(*path)
+	d, err := newDaemon(log, *path)
 	if err != nil {
 		return err
+	}
+	ctx, cancel := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer cancel()
+	switch name {
+	case "containerd":
+		return containerd.Run(ctx, log, containerd.DefaultOptions(), d.ready)
+	case "join":
+		return d.runJoin(ctx)
+	}
+	m, err := membership.Load(membership.Path)
+	if err != nil {
+		return fmt.Errorf("this machine belongs to no cluster yet; see 'cairnctl logs join': %w", err)
+	}
+	if name == "node" {
+		return node.Run(ctx, log, d.nodeOptions(m), d.ready)
+	}
+	o, err := d.controlOptions(m)
+	if err != nil {
+		return err
+	}
+	return control.Run(ctx, log, o, d.ready)
+}
+
+func newDaemon(log *slog.Logger, path string) (*daemon, error) {
+	cfg, err := config.Load(path)
+	if err != nil {
+		return nil, err
 	}
 	hostname, err := os.Hostname()
 	if err != nil {
-		return fmt.Errorf("node name: %w", err)
-	}
-	notify, err := notifier()
-	if err != nil {
-		return err
-	}
-	ready := func() error { return notify("READY=1") }
-	ctx, cancel := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
-	defer cancel()
-	if name == "containerd" {
-		return containerd.Run(ctx, log, containerd.DefaultOptions(), ready)
-	}
-	hostname = strings.ToLower(hostname)
-	if name == "node" {
-		return node.Run(ctx, log, nodeOptions(hostname, cfg), ready)
+		return nil, fmt.Errorf("node name: %w", err)
 	}
 	floor, err := clockFloor()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	o := controlOptions(hostname, cfg)
-	o.ClockFloor = floor
-	o.Status = func(message string) {
-		if err := notify("STATUS=" + message); err != nil {
-			log.Warn("notify status", "error", err)
-		}
+	notify, err := notifier()
+	if err != nil {
+		return nil, err
 	}
-	return control.Run(ctx, log, o, ready)
+	// Clients look for a renewed certificate of theirs as often as it is renewed: with an old one they are refused.
+	transport.CertCallbackRefreshDuration = min(transport.CertCallbackRefreshDuration, pki.Interval(cfg.Cairn.Cluster.Life()))
+	return &daemon{log: log, cfg: cfg, name: strings.ToLower(hostname), floor: floor, notify: notify}, nil
+}
+
+func (d *daemon) ready() error { return d.notify("READY=1") }
+
+// status tells init, and by it the machine's owner, what is being waited for.
+func (d *daemon) status(message string) {
+	if err := d.notify("STATUS=" + message); err != nil {
+		d.log.Warn("notify status", "error", err)
+	}
 }
 
 // notifier takes the notification socket out of the environment and returns what sends a message to it. The
@@ -100,35 +136,4 @@ func clockFloor() (time.Time, error) {
 		return time.Time{}, err
 	}
 	return time.Unix(info.BuildTime, 0), nil
-}
-
-func controlOptions(name string, cfg *config.Config) control.Options {
-	o := control.DefaultOptions(name)
-	o.Labels = cfg.Cairn.Labels
-	d := cfg.Cairn.Datastore
-	if servers := d.EtcdServers(); servers != nil { // an SQL database is served by the store, as its own data would be
-		o.Etcd = control.Etcd{Servers: servers, CAFile: d.CAFile, CertFile: d.CertFile, KeyFile: d.KeyFile}
-	}
-	for _, t := range taints(cfg) {
-		o.Taints = append(o.Taints, control.Taint{Key: t.Key, Value: t.Value, Effect: string(t.Effect)})
-	}
-	return o
-}
-
-func nodeOptions(name string, cfg *config.Config) node.Options {
-	o := node.DefaultOptions(name)
-	o.Labels = cfg.Cairn.Labels
-	o.Taints = taints(cfg)
-	return o
-}
-
-// taints parses key=value:effect or key:effect, whose form config has checked.
-func taints(cfg *config.Config) []corev1.Taint {
-	var all []corev1.Taint
-	for _, text := range cfg.Cairn.Taints {
-		left, effect, _ := strings.Cut(text, ":")
-		key, value, _ := strings.Cut(left, "=")
-		all = append(all, corev1.Taint{Key: key, Value: value, Effect: corev1.TaintEffect(effect)})
-	}
-	return all
 }

@@ -11,6 +11,7 @@ import (
 
 const usage = `usage: cairn-kube COMMAND [ARGUMENT...]
 
+  join        make the machine a member of its cluster
   control     apiserver, controller-manager and scheduler
   node        kubelet, kube-proxy and pod network
   containerd  container runtime
@@ -28,8 +29,8 @@ func main() {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	var err error
 	switch args[0] {
-	case "control", "node", "containerd":
-		err = daemon(log, args[0], args[1:])
+	case "join", "control", "node", "containerd":
+		err = runDaemon(log, args[0], args[1:])
 	case "kubectl":
 		err = kubectl(args)
 	case "ctr":

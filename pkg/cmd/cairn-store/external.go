@@ -12,18 +12,18 @@ import (
 	"github.com/cairn-os/cairn/pkg/store/external"
 )
 
-// serveExternal serves the database that the configuration at path names, until
-// ctx ends. It reports false when that names none, or does not exist: then the
-// store is this process's own.
-func serveExternal(ctx context.Context, path, socket string, log *slog.Logger) (bool, error) {
+// loadConfig reads the node's configuration; where there is none it is empty.
+func loadConfig(path string) (*config.Config, error) {
 	c, err := config.Load(path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, config.ErrNoConfig) {
-		return false, nil
+		return &config.Config{}, nil
 	}
-	if err != nil {
-		return true, err
-	}
-	d := c.Cairn.Datastore
+	return c, err
+}
+
+// serveExternal serves the database that d names, until ctx ends. It reports
+// false when that names none: then the store is this process's own.
+func serveExternal(ctx context.Context, d config.Datastore, socket string, log *slog.Logger) (bool, error) {
 	switch d.Kind() {
 	case config.Own:
 		return false, nil

@@ -25,7 +25,11 @@ func TestServeExternal(t *testing.T) {
 		if err := os.WriteFile(path, []byte(tt.text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		served, err := serveExternal(t.Context(), path, filepath.Join(t.TempDir(), "s"), slog.New(slog.DiscardHandler))
+		served := true
+		c, err := loadConfig(path)
+		if err == nil {
+			served, err = serveExternal(t.Context(), c.Cairn.Datastore, filepath.Join(t.TempDir(), "s"), slog.New(slog.DiscardHandler))
+		}
 		if served != tt.served || (err != nil) != (tt.want != "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: served %v, %v; want %v, %q", tt.name, served, err, tt.served, tt.want)
 		}
@@ -33,7 +37,7 @@ func TestServeExternal(t *testing.T) {
 			t.Errorf("%s: the password is in %v", tt.name, err)
 		}
 	}
-	if served, err := serveExternal(t.Context(), "/none", "/none", slog.New(slog.DiscardHandler)); served || err != nil {
-		t.Errorf("without a configuration: %v, %v; want false", served, err)
+	if c, err := loadConfig("/none"); err != nil || c.Cairn.Datastore.Endpoint != "" {
+		t.Errorf("without a configuration: %v, %v; want an empty one", c, err)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"strings"
 	"time"
@@ -23,6 +22,7 @@ import (
 const (
 	defaultDir    = "/var/lib/cairn/store"
 	defaultConfig = "/run/cairn/config.yaml"
+	defaultTLS    = "/var/lib/cairn/server/tls"
 )
 
 const restoreUsage = `usage: cairn-store restore --from FILE [--dir DIR] [--yes]
@@ -148,10 +148,7 @@ func printSnapshot(w io.Writer, i snapshot.Info) {
 
 // checkOwn refuses to work on a store that the node does not use.
 func checkOwn(path string) error {
-	c, err := config.Load(path)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, config.ErrNoConfig) {
-		return nil
-	}
+	c, err := loadConfig(path)
 	if err != nil {
 		return err
 	}

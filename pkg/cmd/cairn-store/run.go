@@ -9,10 +9,12 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 
+	"github.com/cairn-os/cairn/pkg/membership"
 	"github.com/cairn-os/cairn/pkg/store/admin"
 	"github.com/cairn-os/cairn/pkg/store/cluster"
 	"github.com/cairn-os/cairn/pkg/store/external"
@@ -29,6 +31,7 @@ const usage = `usage: cairn-store [serve|restore|recover|verify] [FLAGS]
 
 Examples:
   cairn-store --dir /var/lib/cairn/store --socket /run/cairn/store.sock
+      (on a machine that belongs to a cluster, with the other members of its store)
   cairn-store --name b --listen :2380 --advertise 10.0.0.2:2380 --join 10.0.0.1:2380 \
       --ca ca.crt --cert store.crt --key store.key
   cairn-store restore --from snapshot.db
@@ -74,15 +77,41 @@ func serve(ctx context.Context, args []string, stderr io.Writer) error {
 		level = slog.LevelDebug
 	}
 	c.Logger = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
-	if served, err := serveExternal(ctx, flags.Lookup("config").Value.String(), c.Socket, c.Logger); served {
+	cfg, err := loadConfig(flags.Lookup("config").Value.String())
+	if err != nil {
 		return err
 	}
+	if served, err := serveExternal(ctx, cfg.Cairn.Datastore, c.Socket, c.Logger); served {
+		return err
+	}
+	var own *certificate
+	if c.Network == nil {
+		f := files{membership: flags.Lookup("membership").Value.String(), tls: flags.Lookup("tls-dir").Value.String(), server: cfg.Cairn.Server(), own: ownHosts}
+		if own, err = f.certificate(cfg.Cairn.Cluster.Life()); err != nil {
+			return err
+		}
+		if own != nil {
+			own.ensure(c.Logger)
+		}
+		if err := f.connect(&c, cfg.Cairn.Cluster); err != nil {
+			return err
+		}
+	}
 	defer external.Attach(c.Logger, nil)() // kine's front answers here as well
+	waiting, served := context.WithCancel(ctx)
+	var telling sync.WaitGroup
+	defer telling.Wait()
+	defer served()
 	c.Ready = func() {
+		served()
 		c.Logger.Info("store: serving", "socket", c.Socket)
 		if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 			c.Logger.Warn("store: notify readiness", "error", err)
 		}
+	}
+	telling.Go(func() { tellWaiting(waiting, c.AdminSocket, c.Logger) })
+	if own != nil {
+		telling.Go(func() { own.keep(waiting, c.Logger) })
 	}
 	if err := cluster.Run(ctx, c); err != nil {
 		return fmt.Errorf("run: %w", err)
@@ -97,6 +126,8 @@ func parse(flags *flag.FlagSet, args []string) (c cluster.Config, debug bool, er
 	var join, advertise string
 	host, _ := os.Hostname() // The flag overrides it.
 	flags.String("config", defaultConfig, "the node's configuration: cairn.datastore names a database to use instead")
+	flags.String("membership", membership.Path, "what the machine knows of its cluster: without --listen it names the other members, if it exists")
+	flags.String("tls-dir", defaultTLS, "directory of the certificates with which a member of a cluster shows itself")
 	flags.StringVar(&c.Dir, "dir", defaultDir, "data directory")
 	flags.StringVar(&c.Socket, "socket", "/run/cairn/store.sock", "unix socket to serve on")
 	flags.StringVar(&c.AdminSocket, "admin-socket", "", "unix socket for the operator (on a node: "+admin.Socket+")")
@@ -104,7 +135,7 @@ func parse(flags *flag.FlagSet, args []string) (c cluster.Config, debug bool, er
 	flags.StringVar(&n.Listen, "listen", "", "host:port for the other members; none: this member stays alone")
 	flags.StringVar(&advertise, "advertise", "", "comma-separated host:port under which the others reach this member (default: --listen's)")
 	flags.StringVar(&n.Credentials.CA, "ca", "", "PEM file of the CA that issues the members' certificates")
-	flags.StringVar(&n.Credentials.Certificate, "cert", "", "PEM file of this member's certificate, with the DNS name cairn-store")
+	flags.StringVar(&n.Credentials.Certificate, "cert", "", "PEM file of this member's certificate, with --name as its common name and the DNS name cairn-store")
 	flags.StringVar(&n.Credentials.Key, "key", "", "PEM file of its key, mode 0600")
 	flags.StringVar(&join, "join", "", "comma-separated host:port of members; a node without data joins their cluster")
 	flags.BoolVar(&c.Witness, "witness", false, "vote, but leave leading to servers where possible")

@@ -29,8 +29,8 @@ Exit codes:
   2  wrong usage
   3  no Cairn node here: neither cairnd nor init can be reached`
 
-// paths are where a node's sockets, logs and store are.
-type paths struct{ daemon, init, logs, store, storeProgram, storeDir string }
+// paths are where a node's sockets, logs, store and files are.
+type paths struct{ daemon, init, logs, control, store, storeProgram, storeDir, root string }
 
 // usageError is a wrong command line.
 type usageError struct{ error }
@@ -73,6 +73,7 @@ func newRoot(p paths) *cobra.Command {
 	root.AddGroup(
 		&cobra.Group{ID: "look", Title: "Look at the node:"},
 		&cobra.Group{ID: "steer", Title: "Steer the node:"},
+		&cobra.Group{ID: "cluster", Title: "The cluster:"},
 		&cobra.Group{ID: "store", Title: "Kubernetes' state:"},
 		&cobra.Group{ID: "config", Title: "Configuration:"},
 	)
@@ -82,7 +83,7 @@ func newRoot(p paths) *cobra.Command {
 		processCommand(n, "restart"), processCommand(n, "stop"), processCommand(n, "start"),
 		shutdownCommand(n, "reboot", "Restart the machine in order"),
 		shutdownCommand(n, "poweroff", "Shut the machine down in order and switch it off"),
-		storeCommand(n), configCommand(),
+		resetCommand(n), clusterCommand(n), tokenCommand(n), kubeconfigCommand(n), storeCommand(n), configCommand(),
 	)
 	return root
 }

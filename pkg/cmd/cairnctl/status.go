@@ -40,12 +40,20 @@ func statusCommand(n node) *cobra.Command {
 	return cmd
 }
 
+// roleWitness is a machine without a Node.
+const roleWitness = "witness"
+
 // printStatus writes the status for people: facts, then the phases, then the processes. store is what is known of the
 // store, if it answers.
 func printStatus(w io.Writer, st status.Status, store string) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "Host\t%s, up %s\n", st.Hostname, st.UptimeS)
-	fmt.Fprintf(t, "Node\t%s\n", nodeText(st.Node))
+	if st.Role != "" {
+		fmt.Fprintf(t, "Role\t%s%s\n", st.Role, after(" of the cluster at ", st.Server))
+	}
+	if st.Role != roleWitness {
+		fmt.Fprintf(t, "Node\t%s\n", nodeText(st.Node))
+	}
 	if store != "" {
 		fmt.Fprintf(t, "Store\t%s\n", store)
 	}
@@ -59,6 +67,17 @@ func printStatus(w io.Writer, st status.Status, store string) error {
 	for _, p := range st.Processes {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", p.Name, p.State, dash(p.PID != 0, fmt.Sprint(p.PID)),
 			dash(p.ReadyS != 0, p.ReadyS.String()), p.Restarts, dash(p.RSSBytes != 0, mebibytes(p.RSSBytes)), dash(p.LastExit != "", p.LastExit))
+	}
+	said := false
+	for _, p := range st.Processes {
+		if p.Message == "" || p.State == stateReady {
+			continue
+		}
+		if !said {
+			fmt.Fprint(t, "\nWAITING\tFOR\n")
+		}
+		said = true
+		fmt.Fprintf(t, "%s\t%s\n", p.Name, p.Message)
 	}
 	fmt.Fprintf(t, "\nPHASE\tAT\tTOOK\tRESULT\n")
 	for _, p := range st.Phases {

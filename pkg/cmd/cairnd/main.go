@@ -18,6 +18,8 @@ import (
 	"github.com/cairn-os/cairn/pkg/machine"
 	"github.com/cairn-os/cairn/pkg/machine/adminapi"
 	"github.com/cairn-os/cairn/pkg/machine/logfile"
+	"github.com/cairn-os/cairn/pkg/machine/stamp"
+	"github.com/cairn-os/cairn/pkg/membership"
 )
 
 func main() {
@@ -45,17 +47,20 @@ func run(ctx context.Context, stderr io.Writer, args []string) error {
 	if err != nil && !errors.Is(err, config.ErrNoConfig) {
 		return err
 	}
-	var ntp []string
-	if cfg != nil {
-		ntp = cfg.Cairn.NTPServers
+	if cfg == nil {
+		cfg = &config.Config{}
+	}
+	kubelet := "/run/cairn/node/kubelet-client.kubeconfig"
+	if membership.RoleOf(membership.Path, membership.Role(cfg.EffectiveRole())) == membership.Witness {
+		kubelet = "" // it is no node of Kubernetes
 	}
 	host, err := os.Hostname() // init has set it, from the configuration or the machine's own
 	if err != nil {
 		return fmt.Errorf("host name: %w", err)
 	}
 	m, err := machine.New(machine.Options{
-		Node: host, Kubeconfig: "/etc/cairn/kubeconfig", Socket: adminapi.Path, InitSocket: initctl.Path,
-		LogDir: logfile.Dir, NTPServers: ntp, KeepTime: *keepTime,
+		Node: host, Kubeconfig: kubelet, Membership: membership.Path, Socket: adminapi.Path, InitSocket: initctl.Path,
+		LogDir: logfile.Dir, NTPServers: cfg.Cairn.NTPServers, KeepTime: *keepTime, TimeStamp: stamp.Path,
 		Log: slog.New(slog.NewTextHandler(stderr, nil)),
 	})
 	if err != nil {

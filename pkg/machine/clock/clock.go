@@ -41,6 +41,9 @@ type Options struct {
 	Log     *slog.Logger
 	// Adjust is adjtimex(2), for tests that must not touch the machine's clock.
 	Adjust func(*unix.Timex) (int, error)
+	// Synced, if set, is told when the clock becomes right, for the first time and after each outage. Nobody waits for
+	// who does not listen.
+	Synced chan<- struct{}
 }
 
 // Clock synchronises the kernel's clock.
@@ -119,6 +122,10 @@ func (c *Clock) record(s sample, err error) {
 		next = status.Clock{Synchronized: true, Server: s.server, OffsetS: status.InSeconds(s.offset)}
 		if !c.state.Synchronized || c.state.Error != "" {
 			c.opt.Log.Info("clock synchronised", "server", s.server, "offset", s.offset)
+			select {
+			case c.opt.Synced <- struct{}{}:
+			default:
+			}
 		}
 	}
 	c.state = next

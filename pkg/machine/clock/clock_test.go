@@ -132,6 +132,8 @@ func TestCorrect(t *testing.T) {
 
 func TestRunSynchronises(t *testing.T) {
 	c, k := newTestClock(t, server(t, time.Minute))
+	synced := make(chan struct{}, 1)
+	c.opt.Synced = synced
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithCancel(t.Context())
 	wg.Go(func() { c.Run(ctx) })
@@ -145,5 +147,8 @@ func TestRunSynchronises(t *testing.T) {
 	}
 	if len(k.calls) == 0 || k.calls[0].Modes != unix.ADJ_SETOFFSET {
 		t.Errorf("calls %+v; want a step", k.calls)
+	}
+	if len(synced) != 1 {
+		t.Error("nobody was told that the clock is right")
 	}
 }

@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"path/filepath"
 
 	"go.yaml.in/yaml/v3"
 )
 
 // kubeconfig is the part of a kubeconfig file that a client with a certificate needs. The file is ours, written by
-// `cairn-kube control`, and other tools may add to it: unknown keys are no error here.
+// `cairn-kube node`, and other tools may add to it: unknown keys are no error here. It refers to files, which are renewed
+// in their place.
 type kubeconfig struct {
 	CurrentContext string `yaml:"current-context"`
 	Contexts       []struct {
@@ -58,14 +60,15 @@ func loadKubeconfig(path string) (endpoint, error) {
 	if err != nil {
 		return endpoint{}, fmt.Errorf("read kubeconfig: %w", err)
 	}
-	e, err := parseKubeconfig(data)
+	e, err := parseKubeconfig(data, filepath.Dir(path))
 	if err != nil {
 		return endpoint{}, fmt.Errorf("kubeconfig %s: %w", path, err)
 	}
 	return e, nil
 }
 
-func parseKubeconfig(data []byte) (endpoint, error) {
+// parseKubeconfig reads data with the files that it refers to, whose paths are relative to dir.
+func parseKubeconfig(data []byte, dir string) (endpoint, error) {
 	var k kubeconfig
 	if err := yaml.Unmarshal(data, &k); err != nil {
 		return endpoint{}, fmt.Errorf("parse: %w", err)
@@ -78,7 +81,7 @@ func parseKubeconfig(data []byte) (endpoint, error) {
 	if err != nil || server.Scheme != "https" || server.Host == "" {
 		return endpoint{}, fmt.Errorf("server %q is no https URL", c.Server)
 	}
-	ca, err := material(c.CAData, c.CA)
+	ca, err := material(c.CAData, c.CA, dir)
 	if err != nil {
 		return endpoint{}, fmt.Errorf("certificate authority: %w", err)
 	}
@@ -86,11 +89,11 @@ func parseKubeconfig(data []byte) (endpoint, error) {
 	if !pool.AppendCertsFromPEM(ca) {
 		return endpoint{}, errors.New("certificate authority: no certificate in it")
 	}
-	certPEM, err := material(u.CertData, u.Cert)
+	certPEM, err := material(u.CertData, u.Cert, dir)
 	if err != nil {
 		return endpoint{}, fmt.Errorf("client certificate: %w", err)
 	}
-	keyPEM, err := material(u.KeyData, u.Key)
+	keyPEM, err := material(u.KeyData, u.Key, dir)
 	if err != nil {
 		return endpoint{}, fmt.Errorf("client key: %w", err)
 	}
@@ -120,13 +123,15 @@ func (k kubeconfig) current() (cluster, user, error) {
 	return cluster{}, user{}, fmt.Errorf("context %q is not complete", k.CurrentContext)
 }
 
-// material is inline base64, or the content of a file.
-func material(inline, path string) ([]byte, error) {
+// material is inline base64, or the content of a file, whose path may be relative to dir.
+func material(inline, path, dir string) ([]byte, error) {
 	switch {
 	case inline != "":
 		return base64.StdEncoding.DecodeString(inline)
-	case path != "":
+	case filepath.IsAbs(path):
 		return os.ReadFile(path)
+	case path != "":
+		return os.ReadFile(filepath.Join(dir, path))
 	default:
 		return nil, errors.New("missing")
 	}

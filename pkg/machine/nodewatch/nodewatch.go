@@ -29,14 +29,14 @@ type Observation struct {
 
 // Reasons of observations that are not Seen.
 const (
-	ReasonNoKubeconfig  = "NoKubeconfig"  // the control process has not written it yet
+	ReasonNoKubeconfig  = "NoKubeconfig"  // the node process has not written it yet
 	ReasonUnreachable   = "Unreachable"   // the API server does not answer
 	ReasonNotRegistered = "NotRegistered" // there is no node of this name
 )
 
 // Options configure Watch; all are required.
 type Options struct {
-	Kubeconfig string // path; read again for every connection
+	Kubeconfig string // path; it and the files it refers to are read again for every connection
 	Node       string
 	Update     func(Observation) // called from Watch for every event and outage
 }

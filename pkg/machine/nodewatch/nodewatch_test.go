@@ -139,25 +139,7 @@ func TestWatch(t *testing.T) {
 
 func kubeconfigFor(t *testing.T, server string, ca []byte) []byte {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "admin"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-	}
-	der, err := x509.CreateCertificate(rand.Reader, cert, cert, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b64 := func(kind string, der []byte) string {
-		return base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
-	}
+	certPEM, keyPEM := clientPair(t, "admin")
 	return fmt.Appendf(nil, `apiVersion: v1
 kind: Config
 current-context: here
@@ -168,7 +150,81 @@ clusters:
 - {name: local, cluster: {server: %q, certificate-authority-data: %s}}
 users:
 - {name: admin, user: {client-certificate-data: %s, client-key-data: %s}}
-`, server, base64.StdEncoding.EncodeToString(ca), b64("CERTIFICATE", der), b64("PRIVATE KEY", keyDER))
+`, server, base64.StdEncoding.EncodeToString(ca), base64.StdEncoding.EncodeToString(certPEM), base64.StdEncoding.EncodeToString(keyPEM))
+}
+
+func clientPair(t *testing.T, name string) (certPEM, keyPEM []byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, cert, cert, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
+}
+
+// TestRenewedFiles: a kubelet's kubeconfig refers to files, which are replaced when the certificate is renewed.
+func TestRenewedFiles(t *testing.T) {
+	asked := make(chan string, 64)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.FormValue("watch") == "" {
+			asked <- r.TLS.PeerCertificates[0].Subject.CommonName
+		}
+		fmt.Fprint(w, `{"metadata":{"resourceVersion":"7"},"items":[]}`) // and the end of any watch
+	}))
+	srv.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}
+	srv.StartTLS()
+	defer srv.Close()
+	dir := t.TempDir()
+	write := func(name string, data []byte) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pair := func(name string) []byte { // one file, as pki writes it
+		cert, key := clientPair(t, name)
+		return append(cert, key...)
+	}
+	write("ca.crt", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}))
+	write("client.pem", pair("first"))
+	write("kubeconfig", fmt.Appendf(nil, `current-context: c
+contexts: [{name: c, context: {cluster: c, user: u}}]
+clusters: [{name: c, cluster: {server: %q, certificate-authority: ca.crt}}]
+users: [{name: u, user: {client-certificate: %s/client.pem, client-key: client.pem}}]
+`, srv.URL, dir))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		Watch(ctx, Options{Kubeconfig: filepath.Join(dir, "kubeconfig"), Node: "till-1", Update: func(Observation) {}})
+	}()
+	defer func() { cancel(); <-ended }()
+	for _, want := range []string{"first", "second"} {
+		for deadline := time.After(20 * time.Second); ; {
+			select {
+			case name := <-asked:
+				if name != want {
+					continue
+				}
+			case <-deadline:
+				t.Fatalf("%s was never seen", want)
+			}
+			break
+		}
+		write("client.pem", pair("second"))
+	}
 }
 
 func TestBadKubeconfig(t *testing.T) {
@@ -180,7 +236,7 @@ func TestBadKubeconfig(t *testing.T) {
 		"http":       {strings.Replace(good, "https://", "http://", 1), "is no https URL"},
 		"bad ca":     {good, "no certificate in it"},
 	} {
-		if _, err := parseKubeconfig([]byte(tt.text)); err == nil || !strings.Contains(err.Error(), tt.want) {
+		if _, err := parseKubeconfig([]byte(tt.text), "."); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: parseKubeconfig() = %v; want %q", name, err, tt.want)
 		}
 	}

@@ -1,0 +1,148 @@
+package join
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"k8s.io/client-go/util/keyutil"
+)
+
+// IdentityFile is the file of the machine's own key below dir, which is /var/lib/cairn.
+func IdentityFile(dir string) string { return filepath.Join(dir, "node", "identity.pem") }
+
+// Identity returns the hash by which the cluster knows the machine whose files are below dir.
+func Identity(dir string) (string, error) {
+	key, err := loadIdentity(IdentityFile(dir))
+	if err != nil {
+		return "", err
+	}
+	return identityHash(&key.PublicKey)
+}
+
+func identityHash(public *ecdsa.PublicKey) (string, error) {
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return "", fmt.Errorf("identity: %w", err)
+	}
+	sum := sha256.Sum256(der)
+	return hex.EncodeToString(sum[:]), nil
+}
+
+// publicDER is the form in which a machine names its identity.
+func publicDER(key *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	return der, nil
+}
+
+func loadIdentity(path string) (*ecdsa.PrivateKey, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	parsed, err := keyutil.ParsePrivateKeyPEM(data)
+	if err != nil {
+		return nil, fmt.Errorf("identity %s: %w", path, err)
+	}
+	key, ok := parsed.(*ecdsa.PrivateKey)
+	if !ok || key.Curve != elliptic.P256() {
+		return nil, fmt.Errorf("identity %s: not an ECDSA P-256 key", path)
+	}
+	return key, nil
+}
+
+// ensureIdentity loads the machine's key, or makes one. A damaged file is never replaced: the cluster knows the machine
+// by it.
+func ensureIdentity(path string, write writeFile) (*ecdsa.PrivateKey, error) {
+	key, err := loadIdentity(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return key, err
+	}
+	if key, err = newKey(); err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	data, err := keyutil.MarshalPrivateKeyToPEM(key)
+	if err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	if err := makeDir(filepath.Dir(path)); err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	if err := write(path, data, 0o600); err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	return key, nil
+}
+
+func newKey() (*ecdsa.PrivateKey, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }
+
+// signed is a message of a machine that shows that it has the identity it names.
+type signed struct {
+	Body      []byte `json:"body"`
+	Signature []byte `json:"signature"`
+}
+
+// digest hashes the parts, each with its length before it, so that no two lists of parts are the same message.
+func digest(label string, parts ...[]byte) []byte {
+	h := sha256.New()
+	for _, p := range append([][]byte{[]byte(label)}, parts...) {
+		var n [8]byte
+		binary.BigEndian.PutUint64(n[:], uint64(len(p)))
+		h.Write(n[:])
+		h.Write(p)
+	}
+	return h.Sum(nil)
+}
+
+// sign signs body for one purpose and one context.
+func sign(key *ecdsa.PrivateKey, label string, context, body []byte) (signed, error) {
+	signature, err := key.Sign(rand.Reader, digest(label, context, body), crypto.SHA256)
+	if err != nil {
+		return signed{}, fmt.Errorf("sign with the identity: %w", err)
+	}
+	return signed{Body: body, Signature: signature}, nil
+}
+
+// verify reports whether s was signed with the key whose PKIX form is public, and returns the key's hash.
+func (s signed) verify(label string, context, public []byte) (hash string, ok bool) {
+	parsed, err := x509.ParsePKIXPublicKey(public)
+	if err != nil {
+		return "", false
+	}
+	key, isECDSA := parsed.(*ecdsa.PublicKey)
+	if !isECDSA || key.Curve != elliptic.P256() {
+		return "", false
+	}
+	hash, err = identityHash(key) // of its one DER form, not of what came
+	if err != nil {
+		return "", false
+	}
+	return hash, ecdsa.VerifyASN1(key, digest(label, context, s.Body), s.Signature)
+}
+
+// newRequest makes a key and the request of a certificate for it. The server decides what the certificate says.
+func newRequest() (*ecdsa.PrivateKey, []byte, error) {
+	key, err := newKey()
+	if err != nil {
+		return nil, nil, fmt.Errorf("certificate request: %w", err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "cairn"}}, key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("certificate request: %w", err)
+	}
+	return key, der, nil
+}

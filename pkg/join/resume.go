@@ -1,0 +1,143 @@
+package join
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net/url"
+	"os"
+	"slices"
+
+	"github.com/cairn-os/cairn/pkg/membership"
+	"github.com/cairn-os/cairn/pkg/pki"
+)
+
+// resume makes sure that a machine which belongs to a cluster has what it needs. The membership stays whatever the
+// configuration says now; only a new name makes an agent or a witness join again, because its certificates are in the
+// old one.
+func (o Options) resume(ctx context.Context, m *membership.Membership, stretch *stretcher) error {
+	o.compare(m)
+	o.Role = m.Role
+	if _, err := ensureIdentityOf(o, m); err != nil {
+		return err
+	}
+	if m.Founded {
+		if lost := o.lost(); lost != "" {
+			return refuse(CodeConfig, "%s is missing, on which the whole cluster rests: copy it from another server or a backup. "+
+				"Without it, \"cairnctl reset\" makes this machine begin anew, without its cluster", lost)
+		}
+		if err := o.foundedFiles(m); err != nil {
+			return err
+		}
+		return o.rename(m)
+	}
+	if lacking := o.lacking(m.Role); lacking != "" {
+		if o.ServerURL == "" || o.Token == "" {
+			return refuse(CodeConfig, "%s is missing: give the machine cairn.server_url and cairn.token of its cluster to get it again", lacking)
+		}
+		o.Log.Warn("join: again, because a file is missing", "file", lacking)
+		return o.join(ctx, stretch)
+	}
+	if m.Role == membership.Server {
+		if err := o.ensurePKI(m); err != nil {
+			return err
+		}
+		return o.rename(m)
+	}
+	if m.Node != o.Node {
+		return o.joinRenamed(ctx, m, stretch)
+	}
+	err := o.refresh(ctx, m)
+	if isRemoved(err) {
+		return o.joinRemoved(ctx, stretch)
+	}
+	return err
+}
+
+// ensureIdentityOf loads the identity. A server that lost it makes another, for it has the authorities' keys anyway; the
+// others need a token to be known by another, so for them that is done on the way to joining again.
+func ensureIdentityOf(o Options, m *membership.Membership) (made bool, err error) {
+	if m.Role != membership.Server {
+		return false, nil
+	}
+	if _, err := os.Stat(IdentityFile(o.Dir)); err == nil {
+		return false, nil
+	}
+	_, err = ensureIdentity(IdentityFile(o.Dir), o.write)
+	return true, err
+}
+
+// compare logs where the configuration differs from the membership.
+func (o Options) compare(m *membership.Membership) {
+	if o.Role != m.Role {
+		o.Log.Warn("join: the configuration names another role; this machine keeps the one it joined with until it is reset", "role", m.Role, "configured", o.Role)
+	}
+	if u, err := url.Parse(o.ServerURL); o.ServerURL != "" && (m.Founded || (err == nil && !slices.Contains(m.Servers, hostPort(u)))) {
+		o.Log.Warn("join: the configuration names another server; this machine stays in its cluster until it is reset", "configured", o.ServerURL)
+	}
+	if o.Settings == nil {
+		return
+	}
+	for _, c := range m.Settings.Conflicts(*o.Settings) {
+		o.Log.Warn("join: a setting of the cluster is fixed when it begins; this machine follows the cluster", "key", c.Key, "configured", c.Own, "cluster", c.Cluster)
+	}
+}
+
+// lacking returns a file that the machine should have and has not, or "".
+func (o Options) lacking(role membership.Role) string {
+	files := []string{IdentityFile(o.Dir)}
+	for _, f := range filesFor(role) {
+		files = append(files, o.path(f.dir, f.name))
+	}
+	for _, path := range files {
+		if info, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) || (err == nil && info.Size() == 0) {
+			return path
+		}
+	}
+	return ""
+}
+
+// lost returns a file of a server that began its cluster which nothing can make again, or "". The other authorities came
+// with a later release: a server of an earlier one is still to get them.
+func (o Options) lost() string {
+	files := []string{pki.ServiceAccountKey(o.path(serverTLS)), o.path(serverDir, encryptionName)}
+	for _, name := range []string{pki.ServerCA, pki.ClientCA, pki.RequestHeaderCA} {
+		files = append(files, pki.PairFile(o.path(serverTLS), name))
+	}
+	for _, path := range files {
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return path
+		}
+	}
+	return ""
+}
+
+// rename follows the machine's name: a server has the keys to sign certificates in the new one.
+func (o Options) rename(m *membership.Membership) error {
+	if m.Node == o.Node {
+		return nil
+	}
+	o.Log.Warn("join: this server has a new name; remove the old node with kubectl", "was", m.Node, "is", o.Node)
+	m.Node = o.Node
+	return o.save(m)
+}
+
+// joinRenamed joins again under the new name. Until that succeeded the old membership is on the disk.
+func (o Options) joinRenamed(ctx context.Context, m *membership.Membership, stretch *stretcher) error {
+	if o.ServerURL == "" || o.Token == "" {
+		return refuse(CodeConfig, "this machine joined as %s and is now called %s: give it the old hostname, or cairn.server_url and cairn.token to join again", m.Node, o.Node)
+	}
+	o.Log.Warn("join: again, because this machine has a new name", "was", m.Node, "is", o.Node)
+	return o.join(ctx, stretch)
+}
+
+// renewOptions asks the servers that were known at the time of joining, and the one that the configuration names now.
+func (o Options) renewOptions(m *membership.Membership) RenewOptions {
+	servers := m.Servers
+	if r, err := newRemote(o.ServerURL, o.clock); err == nil && !slices.Contains(servers, r.address) {
+		servers = append(slices.Clip(servers), r.address)
+	}
+	return RenewOptions{
+		Role: m.Role, Node: o.Node, Servers: servers, Dir: o.Dir, Floor: o.Floor, Life: o.Life, Log: o.Log, now: o.now, write: o.write,
+	}
+}
