@@ -18,10 +18,12 @@ import (
 type NativeOptions struct {
 	Name    string
 	Address netip.Prefix // such as 10.88.0.2/24
-	State   string       // directory that keeps its /var
-	Console io.Writer
-	Input   io.Reader // typed at its console; may be nil
-	Config  []byte    // a cloud-config to merge over the demonstration's; may be nil
+	// Address6 is the same for IPv6, such as fd00:88::2/64; the zero value is a machine without.
+	Address6 netip.Prefix
+	State    string // directory that keeps its /var
+	Console  io.Writer
+	Input    io.Reader // typed at its console; may be nil
+	Config   []byte    // a cloud-config to merge over the demonstration's; may be nil
 }
 
 // Native is a machine in namespaces of this one.
@@ -43,16 +45,14 @@ func StartNative(ctx context.Context, built *image.Output, o NativeOptions) (*Na
 	if err != nil {
 		return nil, err
 	}
-	gateway := o.Address.Masked().Addr().Next()
-	seed, err := seedConfig(o.Name, "", &config.Network{Interfaces: map[string]config.Interface{
-		"eth0": {Addresses: []string{o.Address.String()}, Gateway: gateway.String()},
-	}}, o.Config)
+	seed, err := seedConfig(o.Name, "", &config.Network{Interfaces: map[string]config.Interface{"eth0": o.card()}}, o.Config)
 	if err != nil {
 		return nil, err
 	}
 	m := &Native{o: o, console: NewConsole(o.Console), powerOn: time.Now(), done: make(chan struct{})}
 	m.node, err = nodens.Start(ctx, nodens.Config{
-		Tree: built.Tree, StateDir: state, Name: o.Name, Address: o.Address, Console: m.console, ConsoleIn: o.Input,
+		Tree: built.Tree, StateDir: state, Name: o.Name, Address: o.Address, Address6: o.Address6,
+		Console: m.console, ConsoleIn: o.Input,
 		Seed: map[string][]byte{
 			"/var/lib/cairn/config.yaml":      seed,
 			"/var/lib/cairn/images/hello.tar": hello,
@@ -67,6 +67,16 @@ func StartNative(ctx context.Context, built *image.Output, o NativeOptions) (*Na
 		fmt.Fprintf(m.console, "%s ended: code %d %v\n", o.Name, exit.Code, err)
 	}()
 	return m, nil
+}
+
+// card is the network card's configuration. The bridge has the first address of each network.
+func (o NativeOptions) card() config.Interface {
+	c := config.Interface{Addresses: []string{o.Address.String()}, Gateway: o.Address.Masked().Addr().Next().String()}
+	if o.Address6.IsValid() {
+		c.Addresses = append(c.Addresses, o.Address6.String())
+		c.Routes = []config.Route{{To: "::/0", Via: o.Address6.Masked().Addr().Next().String()}}
+	}
+	return c
 }
 
 // Stop asks the machine to power off and waits until it has.

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/cairn-os/cairn/pkg/build/disk"
 	"github.com/cairn-os/cairn/pkg/build/image"
+	"github.com/cairn-os/cairn/pkg/config"
 	"github.com/cairn-os/cairn/pkg/vm"
 )
 
@@ -29,6 +31,10 @@ type VMOptions struct {
 	APIPort, SSHPort, PagePort int
 	// Watchdog gives the machine a hardware watchdog.
 	Watchdog bool
+	// Wire, unless it is nil, joins the machine with others by a second network
+	// card that has Address, such as 10.89.0.11/24.
+	Wire    *vm.Wire
+	Address netip.Prefix
 }
 
 // VM is a machine in QEMU. Its disk stays between Start and Start.
@@ -65,7 +71,7 @@ func NewVM(built *image.Output, o VMOptions) (*VM, error) {
 	if err != nil {
 		return nil, err
 	}
-	seed, err := seedConfig(o.Name, authorized, nil, o.Config)
+	seed, err := seedConfig(o.Name, authorized, o.network(), o.Config)
 	if err != nil {
 		return nil, err
 	}
@@ -93,6 +99,26 @@ func OpenVM(_ *image.Output, o VMOptions) (*VM, error) {
 	}, nil
 }
 
+// network is the network's configuration; nil asks for DHCP at the only card.
+func (o VMOptions) network() *config.Network {
+	if o.Wire == nil {
+		return nil
+	}
+	return &config.Network{Interfaces: map[string]config.Interface{
+		"eth0": {DHCP: true}, // QEMU's own network: the way to this machine and out
+		"wire": {MAC: o.mac(), Addresses: []string{o.Address.String()}},
+	}}
+}
+
+// mac is the hardware address of the card at the wire: QEMU's prefix, and what tells apart the addresses of one wire.
+func (o VMOptions) mac() string {
+	if o.Wire == nil {
+		return ""
+	}
+	ip := o.Address.Addr().As4()
+	return net.HardwareAddr{0x52, 0x54, 0, ip[1], ip[2], ip[3]}.String()
+}
+
 func keyFile(o VMOptions) string { return filepath.Join(o.Dir, "ssh_key") }
 
 // Disk is the path of the machine's disk.
@@ -103,7 +129,7 @@ func (m *VM) Start(ctx context.Context) error {
 	m.console, m.done = NewConsole(m.o.Console), make(chan struct{})
 	machine, err := vm.Start(ctx, vm.Config{
 		Disk: m.disk, Firmware: m.o.Firmware, MemoryMiB: m.o.MemoryMiB, Console: m.console, Input: m.o.Input, Watchdog: m.o.Watchdog,
-		Forward: map[int]int{m.o.APIPort: 6443, m.o.SSHPort: 22, m.o.PagePort: HelloPort},
+		Forward: map[int]int{m.o.APIPort: 6443, m.o.SSHPort: 22, m.o.PagePort: HelloPort}, Wire: m.o.Wire, MAC: m.o.mac(),
 	})
 	if err != nil {
 		return err

@@ -1,6 +1,6 @@
 // Package vm runs a disk image in QEMU as a PC with BIOS or UEFI: console,
-// port forwards, power button, reset and a pulled plug. It uses KVM where a
-// guest really runs with it, and says which it used.
+// port forwards, a wire to other machines, power button, reset and a pulled
+// plug. It uses KVM where a guest really runs with it, and says which it used.
 package vm
 
 import (
@@ -35,6 +35,10 @@ type Config struct {
 	CPUs      int      // 0 means 2
 	// Forward maps TCP ports of the host's loopback address to the guest's.
 	Forward map[int]int
+	// Wire, unless it is nil, is what a second network card with the hardware
+	// address MAC is plugged into.
+	Wire *Wire
+	MAC  string
 	// Console receives everything that the first serial port says.
 	Console io.Writer
 	// Input is what is typed at the serial port; nil means nothing.
@@ -87,6 +91,14 @@ func Start(ctx context.Context, c Config) (_ *Machine, err error) {
 	m.cmd = exec.CommandContext(ctx, program, args...)
 	m.cmd.Stdin, m.cmd.Stdout, m.cmd.Stderr = c.Input, m.console, &m.stderr
 	m.cmd.WaitDelay = 5 * time.Second // Input may never end
+	if c.Wire != nil {
+		end, err := c.Wire.plug()
+		if err != nil {
+			return nil, fmt.Errorf("start machine: %w", err)
+		}
+		defer end.Close() // QEMU has its copy
+		m.cmd.ExtraFiles = []*os.File{end}
+	}
 	m.PowerOn = time.Now()
 	m.console.start = m.PowerOn
 	if err := m.cmd.Start(); err != nil {
@@ -197,6 +209,9 @@ func (c Config) arguments(dir string, kvm bool) ([]string, error) {
 		args = append(args, "-drive", drive, "-device", "virtio-blk-pci,drive=disk,bootindex=1")
 	}
 	args = append(args, "-netdev", "user,id=net"+c.forwards(), "-device", "virtio-net-pci,netdev=net,romfile=")
+	if c.Wire != nil {
+		args = append(args, "-netdev", fmt.Sprintf("socket,id=wire,fd=%d", wireFD), "-device", "virtio-net-pci,netdev=wire,romfile=,mac="+c.MAC)
+	}
 	if c.Watchdog {
 		args = append(args, "-device", "i6300esb", "-action", "watchdog=reset")
 	}
