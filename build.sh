@@ -14,7 +14,7 @@ usage() {
 	  image [TARGET]  build the image of TARGET (amd64) into out/TARGET/
 	  run             build the image and boot it; see ./build.sh run --help
 	  test [LANE]     run the tests: unit, native, vm, or all of these; chaos
-	  bench NAME      measure beside the peer: store
+	  bench NAME      measure beside the peer: store, cluster
 
 	Try:
 	  ./build.sh run --check     build, boot in QEMU, run a pod, fetch its page

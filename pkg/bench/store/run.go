@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/cairn-os/cairn/pkg/bench"
@@ -255,7 +254,7 @@ func (r *run) fans(ctx context.Context, both pair[*subject]) error {
 		return err
 	}
 	label := fmt.Sprintf("1 node, %d watchers: ", r.Watchers)
-	r.add(label+"events delivered", "1/s", bench.Budget{}, median(rates[0]), median(rates[1]))
+	r.add(label+"events delivered", "1/s", bench.Budget{}, bench.Median(rates[0]), bench.Median(rates[1]))
 	r.addTimes(label+"write to last delivery, p50", 0.5, bench.Budget{}, delays)
 	r.addTimes(label+"write to last delivery, p99", 0.99, bench.Budget{}, delays)
 	return nil
@@ -290,7 +289,7 @@ func (r *run) add(name, unit string, budget bench.Budget, cairn, peer float64) {
 }
 
 func (r *run) addTimes(name string, p float64, budget bench.Budget, took pair[[]time.Duration]) {
-	r.add(name, "ms", budget, milliseconds(percentile(took[0], p)), milliseconds(percentile(took[1], p)))
+	r.add(name, "ms", budget, bench.Milliseconds(bench.Percentile(took[0], p)), bench.Milliseconds(bench.Percentile(took[1], p)))
 }
 
 // latency returns a function that tells a percentile over all rounds, in ms.
@@ -300,7 +299,7 @@ func latency(p float64) func([]*slice) float64 {
 		for _, s := range all {
 			pooled = append(pooled, s.latencies...)
 		}
-		return milliseconds(percentile(pooled, p))
+		return bench.Milliseconds(bench.Percentile(pooled, p))
 	}
 }
 
@@ -316,7 +315,7 @@ func medianOf(value func(*slice) float64) func([]*slice) float64 {
 		for _, s := range all {
 			values = append(values, value(s))
 		}
-		return median(values)
+		return bench.Median(values)
 	}
 }
 
@@ -329,17 +328,3 @@ func peakOf(value func(memory) int64) func([]*slice) float64 {
 		return megabytes(peak)
 	}
 }
-
-// percentile returns the value below which the share p of all lies; 0 of
-// none. It sorts them.
-func percentile[T time.Duration | float64](all []T, p float64) T {
-	if len(all) == 0 {
-		return 0
-	}
-	slices.Sort(all)
-	return all[min(int(p*float64(len(all))), len(all)-1)]
-}
-
-func median(all []float64) float64 { return percentile(all, 0.5) }
-
-func milliseconds(d time.Duration) float64 { return float64(d) / 1e6 }

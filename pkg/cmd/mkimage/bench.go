@@ -9,8 +9,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cairn-os/cairn/pkg/bench"
+	"github.com/cairn-os/cairn/pkg/bench/cluster"
 	"github.com/cairn-os/cairn/pkg/bench/store"
 	"github.com/cairn-os/cairn/pkg/build/image"
+	"github.com/cairn-os/cairn/pkg/nodens"
 )
 
 // recording is where the sources keep the apiserver's requests.
@@ -27,7 +29,7 @@ func benchCommand() *cobra.Command {
 			return errors.New("what is to be measured? See ./build.sh bench --help")
 		},
 	}
-	cmd.AddCommand(benchStoreCommand())
+	cmd.AddCommand(benchStoreCommand(), benchClusterCommand())
 	return cmd
 }
 
@@ -107,4 +109,62 @@ func measureStore(ctx context.Context, b *image.Builder, o benchStoreOptions, wo
 	}
 	report, err := store.Run(ctx, programs, plan, work)
 	return report, "store", err
+}
+
+// benchClusterOptions are the flags of "build.sh bench cluster".
+type benchClusterOptions struct {
+	quick bool
+	idle  time.Duration
+	out   string
+}
+
+func benchClusterCommand() *cobra.Command {
+	var o benchClusterOptions
+	cmd := &cobra.Command{
+		Use:   "cluster",
+		Short: "Measure machines and clusters beside vanilla Kubernetes: 25 minutes (needs root)",
+		Long: "Measure machines and clusters beside vanilla Kubernetes of the same version, from the same modules: etcd, containerd\n" +
+			"and Kubernetes' own programs with kubeadm's flags. Both run as machines in namespaces of this one. Power-on to Ready,\n" +
+			"what idle machines use, pods started and deleted, and the API's latency meanwhile.",
+		Example: "  ./build.sh bench cluster\n  ./build.sh bench cluster --quick\n  ./build.sh bench cluster --idle 1h",
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return benchCluster(cmd, o) },
+	}
+	f := cmd.Flags()
+	f.BoolVar(&o.quick, "quick", false, "a single server each, a few minutes: shows that it works, its figures are no basis for anything")
+	f.DurationVar(&o.idle, "idle", cluster.Full.Idle, "for how long idle machines are watched")
+	f.StringVar(&o.out, "out", "out/bench", "directory of the outputs")
+	cmd.MarkFlagsMutuallyExclusive("quick", "idle")
+	return cmd
+}
+
+func benchCluster(cmd *cobra.Command, o benchClusterOptions) error {
+	ctx := cmd.Context()
+	if err := nodens.Available(); err != nil {
+		return err
+	}
+	out, err := filepath.Abs(o.out)
+	if err != nil {
+		return err
+	}
+	b, err := image.New(ctx, image.Options{})
+	if err != nil {
+		return err
+	}
+	measured := cluster.Options{Plan: cluster.Full, Dir: filepath.Join(out, "work")}
+	measured.Plan.Idle = o.idle
+	if o.quick {
+		measured.Plan = cluster.Quick
+	}
+	if measured.Built, err = b.Image(ctx, false); err != nil {
+		return err
+	}
+	if measured.Upstream, err = b.Upstream(ctx, cluster.PeerInit); err != nil {
+		return err
+	}
+	report, err := cluster.Run(ctx, measured)
+	if err != nil {
+		return err
+	}
+	return errors.Join(report.Print(cmd.OutOrStdout()), report.Write(filepath.Join(out, "cluster.json")))
 }
