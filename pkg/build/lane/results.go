@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -30,6 +31,9 @@ type results struct {
 // verdictOrder says which outcome stays when a test ran in several lanes: a
 // test that one lane skips and another runs was run.
 var verdictOrder = []string{"", "skip", "pass", "fail"}
+
+// logged matches lines of log/slog and of klog.
+var logged = regexp.MustCompile(`^(time=|[IWEF]\d{4} |\{"level":)`)
 
 // read takes the events of one go test from in. It prints the output of
 // tests that fail, and a line for each package and each test of 5 s or more.
@@ -112,7 +116,7 @@ func (r *results) end(name string, e event, output *bytes.Buffer, out io.Writer)
 	if e.Elapsed >= 5 && e.Action == "pass" {
 		fmt.Fprintf(out, "     %s%s\n", name, duration(e.Elapsed))
 		for line := range strings.Lines(output.String()) {
-			if said := strings.TrimSpace(line); !strings.HasPrefix(said, "===") && !strings.HasPrefix(said, "---") && !strings.HasPrefix(said, "time=") {
+			if said := strings.TrimSpace(line); !strings.HasPrefix(said, "===") && !strings.HasPrefix(said, "---") && !logged.MatchString(said) {
 				fmt.Fprintf(out, "     %s", line) // figures that the test logged, not the log of what it tests
 			}
 		}

@@ -11,6 +11,10 @@ import (
 func TestResults(t *testing.T) {
 	const unit = `{"Action":"run","Package":"p","Test":"TestA"}
 {"Action":"pass","Package":"p","Test":"TestA","Elapsed":0.1}
+{"Action":"output","Package":"p","Test":"TestSlow","Output":"    time=2026 msg=starting\n"}
+{"Action":"output","Package":"p","Test":"TestSlow","Output":"I1121 20:57:31.845014 3646 warnings.go:107] words\n"}
+{"Action":"output","Package":"p","Test":"TestSlow","Output":"    x_test.go:7: 12 writes\n"}
+{"Action":"pass","Package":"p","Test":"TestSlow","Elapsed":7}
 {"Action":"output","Package":"p","Test":"TestVM","Output":"=== RUN   TestVM\n"}
 {"Action":"output","Package":"p","Test":"TestVM","Output":"    x_test.go:3: belongs to the vm lane\n"}
 {"Action":"output","Package":"p","Test":"TestVM","Output":"--- SKIP: TestVM (0.00s)\n"}
@@ -38,7 +42,9 @@ not json
 		}
 	}
 	r.print(&out)
-	want := `    b_test.go:1: F() = 1; want 2
+	want := `     p TestSlow 7s
+         x_test.go:7: 12 writes
+    b_test.go:1: F() = 1; want 2
 FAIL p  1.5s
 === RUN   TestC
 panic: lost
@@ -47,7 +53,7 @@ FAIL	q	2.0s
 FAIL q  2s
 not json
 skipped p TestRoot: x_test.go:9: needs root
-3 passed, 2 failed, 1 skipped
+4 passed, 2 failed, 1 skipped
 `
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("output (-want +got):\n%s", diff)
