@@ -199,3 +199,29 @@ func TestReset(t *testing.T) {
 		t.Errorf("the request is %q, %v", request, err)
 	}
 }
+
+// TestRebootWithoutAnswer asks a daemon that is gone, with the machine, before it answers.
+func TestRebootWithoutAnswer(t *testing.T) {
+	p, _ := world(t)
+	l, err := net.Listen("unix", p.daemon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Read(make([]byte, 512)) // whatever it asks for
+			c.Close()
+		}
+	}()
+	if _, errs, code := cairnctl(t, p, "reboot"); code != exitOK {
+		t.Errorf("reboot: exit code %d, %q; want success", code, errs)
+	}
+	if _, errs, code := cairnctl(t, p, "restart", "node"); code != exitFailed {
+		t.Errorf("restart: exit code %d, %q; want a failure, for nobody knows whether it was done", code, errs)
+	}
+}

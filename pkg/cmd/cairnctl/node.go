@@ -59,8 +59,14 @@ func (n node) do(ctx context.Context, req initctl.Request) error {
 	if down(err) {
 		err = initctl.Client{Path: n.init}.Do(ctx, req)
 	}
+	if ends := req.Verb == initctl.VerbReboot || req.Verb == initctl.VerbPowerOff; ends && hungUp(err) {
+		return nil // the machine goes down faster than it answers
+	}
 	return explain(err)
 }
+
+// hungUp says that who was asked took the request and went before it answered.
+func hungUp(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) }
 
 // logs reads the files itself when cairnd is down: its own log is wanted just then.
 func (n node) logs(ctx context.Context, w io.Writer, process string, opt logfile.Options) error {
