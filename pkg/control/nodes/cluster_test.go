@@ -325,8 +325,8 @@ func (w *world) testAgents() {
 	if !w.knows("shop-6") {
 		w.t.Error("the identity of a machine that joined again is gone")
 	}
-	// Eleven minutes later, which is when the next one starts.
-	end = w.run("shop-1", crash{}, func(o *Options) { o.Now = func() time.Time { return time.Now().Add(11 * time.Minute) } })
+	// A day and a minute later, which is when the next one starts.
+	end = w.run("shop-1", crash{}, func(o *Options) { o.Now = func() time.Time { return time.Now().Add(sweepAge + time.Minute) } })
 	defer end()
 	w.await("identity swept", func() bool { return !w.knows("missed") })
 	time.Sleep(300 * time.Millisecond)
