@@ -28,18 +28,14 @@ import (
 // shortLife is the shortest life that certificates can be given.
 const shortLife = 3 * time.Minute
 
-// renewals is how many times every certificate is renewed while the sessions run: three, or one where there is no time.
-func renewals() int {
-	if long() {
-		return 3
-	}
-	return 1
-}
+// renewals is how many times every certificate is renewed while the sessions run.
+const renewals = 3
 
 // TestNativeCertificates gives all certificates a life of minutes, and runs watches, logs and exec sessions through their
 // renewals without an error or a gap. An agent that had no power while its certificates ended comes back.
 func TestNativeCertificates(t *testing.T) {
 	lane.Require(t, "native")
+	requireLong(t)
 	const url = "https://10.88.0.51:6443"
 	brief := func(s fleetSpec) fleetSpec {
 		s.config = strings.TrimSuffix(s.config, "}\n") + fmt.Sprintf(", cluster: {certificate_life: %s}}\n", shortLife)
@@ -54,16 +50,13 @@ func TestNativeCertificates(t *testing.T) {
 	if !t.Run("renewed in use", func(t *testing.T) { testRenewedInUse(t, f) }) {
 		return
 	}
-	t.Run("ended without power", func(t *testing.T) {
-		requireLong(t)
-		testEndedWithoutPower(t, f)
-	})
+	t.Run("ended without power", func(t *testing.T) { testEndedWithoutPower(t, f) })
 }
 
 // testRenewedInUse follows counters in pods on an agent and on a server, by exec and by logs, and watches, through either
 // server, until all certificates were renewed.
 func testRenewedInUse(t *testing.T, f *fleet) {
-	ctx := within(t, time.Duration(renewals()+1)*shortLife)
+	ctx := within(t, time.Duration(renewals+1)*shortLife)
 	doors := map[string]*door{"seal-1": f.door(ctx, t, "seal-1"), "seal-2": f.door(ctx, t, "seal-2")}
 	for _, node := range []string{"clerk-1", "seal-2"} {
 		runCounter(ctx, t, doors["seal-1"], node)
@@ -82,15 +75,15 @@ func testRenewedInUse(t *testing.T, f *fleet) {
 	before := f.instances(ctx, t)
 	seen := leafHistory{}
 	begin := time.Now()
-	err := poll(ctx, fmt.Sprintf("all certificates are renewed %d times", renewals()), func(context.Context) (bool, error) {
+	err := poll(ctx, fmt.Sprintf("all certificates are renewed %d times", renewals), func(context.Context) (bool, error) {
 		seen.look(t, f, "seal-1", "seal-2", "clerk-1", "clerk-2")
-		behind := seen.fewer(renewals() + 1)
+		behind := seen.fewer(renewals + 1)
 		return len(behind) == 0, fmt.Errorf("not yet: %v", behind)
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("all of these were renewed at least %d times within %.0f s: %s", renewals(), time.Since(begin).Seconds(), seen)
+	t.Logf("all of these were renewed at least %d times within %.0f s: %s", renewals, time.Since(begin).Seconds(), seen)
 	pause(ctx, 10*time.Second) // what the renewal broke would tell by now
 	for _, s := range sessions {
 		s.check(t)
