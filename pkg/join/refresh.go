@@ -109,6 +109,13 @@ func (o Options) storeServes() (bool, error) {
 	return left >= life/3 || lasts, nil
 }
 
+// Removed says whether a server told the machine whose state is in dir that it was removed from the cluster, and it is no
+// member again yet.
+func Removed(dir string) bool {
+	_, err := os.Stat(Options{Dir: dir}.removedFile())
+	return err == nil
+}
+
 // removedFile is there from when a server said that the machine was removed from the cluster until it is a member again.
 // What runs meanwhile learns it long before the certificates end, and the machine joins again at its next start.
 func (o Options) removedFile() string { return o.path("node", "removed") }

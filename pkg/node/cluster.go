@@ -12,10 +12,12 @@ import (
 	"slices"
 	"sync"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/cairn-os/cairn/pkg/balancer"
+	"github.com/cairn-os/cairn/pkg/initctl"
 	"github.com/cairn-os/cairn/pkg/join"
 	"github.com/cairn-os/cairn/pkg/membership"
 	"github.com/cairn-os/cairn/pkg/nodecert"
@@ -142,13 +144,36 @@ func (n *node) keepCertificates(ctx context.Context) error {
 	return nodecert.Keep(ctx, nodecert.Options{
 		Node: n.Name, Dir: n.TLSDir, Server: "https://" + balancerAddress,
 		Addresses: func() ([]netip.Addr, error) { return pki.Addresses(n.NodeIPs...) },
-		// After a year without power the machine's own identity is all that is left to show.
-		Bootstrap: func(ctx context.Context) (tls.Certificate, error) {
-			bootstrap, _, err := join.Renew(ctx, join.RenewOptions{
-				Role: n.Role, Node: n.Name, Servers: n.servers.get(), Dir: filepath.Dir(n.StateDir), Floor: n.ClockFloor, Log: n.log,
-			})
-			return bootstrap, err
+		Bootstrap: n.bootstrap, Floor: n.ClockFloor, Log: n.log,
+	})
+}
+
+// bootstrap gets a certificate to obtain others with. After a year without power the machine's own identity is all that
+// is left to show.
+func (n *node) bootstrap(ctx context.Context) (tls.Certificate, error) {
+	c, _, err := join.Renew(ctx, join.RenewOptions{
+		Role: n.Role, Node: n.Name, Servers: n.servers.get(), Dir: filepath.Dir(n.StateDir), Floor: n.ClockFloor, Log: n.log,
+	})
+	return c, err
+}
+
+// keepMembership notices when an agent was removed from the cluster, has it join again, which takes a token that is good,
+// and then ends, so that the kubelet registers its Node anew.
+func (n *node) keepMembership(ctx context.Context) error {
+	state := filepath.Dir(n.StateDir)
+	return watchMembership(ctx, n.log, memberWatch{
+		ask: func(ctx context.Context) error {
+			_, err := n.client.CoreV1().Nodes().Get(ctx, n.Name, metav1.GetOptions{})
+			return err
 		},
-		Floor: n.ClockFloor, Log: n.log,
+		renew: func(ctx context.Context) error {
+			_, err := n.bootstrap(ctx)
+			return err
+		},
+		removed: func() bool { return join.Removed(state) },
+		rejoin: func(ctx context.Context) error {
+			return initctl.Client{Path: initctl.Path}.Do(ctx, initctl.Request{Verb: initctl.VerbRestart, Process: "join"})
+		},
+		interval: memberInterval,
 	})
 }

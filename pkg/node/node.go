@@ -150,6 +150,7 @@ func (n *node) parts(ready func() error) map[string]func(context.Context) error 
 	}
 	if n.Role == membership.Agent {
 		parts["certificates"] = n.keepCertificates
+		parts["membership"] = n.keepMembership
 	}
 	return parts
 }

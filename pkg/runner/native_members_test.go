@@ -35,7 +35,31 @@ func TestNativeMembers(t *testing.T) {
 	t.Run("a server lost beside a witness", func(t *testing.T) { testWitness(t, f) })
 	t.Run("labels and taints", func(t *testing.T) { testChangedLabels(t, f) })
 	t.Run("machines that come back empty", func(t *testing.T) { testComeBack(t, f) })
+	t.Run("an agent that runs is deleted", func(t *testing.T) { testDeletedInService(t, f) })
 	t.Run("an agent is deleted", func(t *testing.T) { testDeletedAgent(t, f) })
+}
+
+// testDeletedInService deletes the Node of an agent that runs: the cluster refuses it, and it joins again by itself, for
+// it has a token.
+func testDeletedInService(t *testing.T, f *fleet) {
+	ctx := within(t, 4*time.Minute)
+	c := f.access(ctx, t, "yard-1")
+	node, err := c.CoreV1().Nodes().Get(ctx, "cart-1", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	if err := c.CoreV1().Nodes().Delete(ctx, "cart-1", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	err = poll(ctx, "cart-1 is a new Node and Ready", func(ctx context.Context) (bool, error) {
+		now, err := c.CoreV1().Nodes().Get(ctx, "cart-1", metav1.GetOptions{})
+		return err == nil && now.UID != node.UID && nodeReady(now), err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("Ready again %.0f s after its Node was deleted", time.Since(begin).Seconds())
 }
 
 // testWitness takes each server away for a while: the other one and the witness are a majority.
