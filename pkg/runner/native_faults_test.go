@@ -29,7 +29,7 @@ func long() bool { return os.Getenv("CAIRN_LONG") == "1" }
 func requireLong(t *testing.T) {
 	t.Helper()
 	if !long() {
-		t.Skip("takes minutes: CAIRN_LONG=1 ./build.sh test native")
+		t.Skip("takes minutes: set CAIRN_LONG=1")
 	}
 }
 

@@ -39,6 +39,7 @@ type wiredVMs struct {
 // over WireGuard, and pulls both plugs at once.
 func TestVMCluster(t *testing.T) {
 	lane.Require(t, "vm")
+	requireLong(t)
 	const server, agent = "10.89.0.11", "10.89.0.21"
 	tap := &wiretap{pods: membership.DefaultSettings().PodCIDRs[0]}
 	wire := vm.NewWire(tap.see)
