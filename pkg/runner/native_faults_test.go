@@ -22,24 +22,16 @@ import (
 	"github.com/cairn-os/cairn/pkg/nodens"
 )
 
-// long says whether tests that take minutes run; they leave a short version otherwise.
-func long() bool { return os.Getenv("CAIRN_LONG") == "1" }
-
 // requireLong skips what takes minutes.
 func requireLong(t *testing.T) {
 	t.Helper()
-	if !long() {
+	if os.Getenv("CAIRN_LONG") != "1" {
 		t.Skip("takes minutes: set CAIRN_LONG=1")
 	}
 }
 
 // outage is how long a link stays faulty: long enough for a store without its leader to look for what is wrong with it.
-func outage() time.Duration {
-	if long() {
-		return 60 * time.Second
-	}
-	return 20 * time.Second
-}
+const outage = 60 * time.Second
 
 // tolerated is the longest time that a client may wait for a server whose own links are whole. The budget is 5 s on a
 // machine that does nothing else; what is measured is logged.
@@ -48,7 +40,6 @@ const tolerated = 15 * time.Second
 // lineFault is a fault of links: what it does, what goes on meanwhile, and what does not.
 type lineFault struct {
 	name  string
-	long  bool // only when there is time
 	apply func(l links) error
 	// stopped are the servers that accept no write meanwhile; the others accept them all the time.
 	stopped func(l links) []string
@@ -84,16 +75,16 @@ func lineFaults() []lineFault {
 			stopped: other, unreachable: other,
 		},
 		{
-			name: "two servers that follow", long: true,
+			name:  "two servers that follow",
 			apply: func(l links) error { return l.block(l.other, l.third, nodens.Both) },
 		},
 		{
-			name: "the leader is not heard by another server", long: true,
+			name:    "the leader is not heard by another server",
 			apply:   func(l links) error { return l.block(l.leader, l.other, nodens.Outbound) },
 			stopped: other, unreachable: other,
 		},
 		{
-			name: "the leader does not hear another server", long: true,
+			name:    "the leader does not hear another server",
 			apply:   func(l links) error { return l.block(l.leader, l.other, nodens.Inbound) },
 			stopped: other, unreachable: other,
 		},
@@ -108,7 +99,7 @@ func lineFaults() []lineFault {
 			unreachable: active, moves: true,
 		},
 		{
-			name: "an agent does not hear its server", long: true,
+			name:        "an agent does not hear its server",
 			apply:       func(l links) error { return l.block(l.agent, l.active, nodens.Inbound) },
 			unreachable: active, moves: true,
 		},
@@ -118,7 +109,7 @@ func lineFaults() []lineFault {
 			stopped: leader, unreachable: leader, lost: func(l links) string { return l.leader },
 		},
 		{
-			name: "another server is cut off", long: true,
+			name:    "another server is cut off",
 			apply:   func(l links) error { return l.cable(l.other).Cut() },
 			stopped: other, unreachable: other, lost: func(l links) string { return l.other },
 		},
@@ -127,11 +118,11 @@ func lineFaults() []lineFault {
 			apply: func(l links) error { return l.cable(l.agent).Impair(badLine) },
 		},
 		{
-			name: "a server behind a bad line", long: true,
+			name:  "a server behind a bad line",
 			apply: func(l links) error { return l.cable(l.other).Impair(badLine) },
 		},
 		{
-			name: "the leader behind a bad line", long: true,
+			name:  "the leader behind a bad line",
 			apply: func(l links) error { return l.cable(l.leader).Impair(badLine) },
 		},
 	}
@@ -144,6 +135,7 @@ var badLine = nodens.Impairment{Delay: 150 * time.Millisecond, Loss: 2}
 // all else goes on, and that everything is back afterwards without a hand or a restart.
 func TestNativeLinks(t *testing.T) {
 	lane.Require(t, "native")
+	requireLong(t)
 	servers := []string{"post-1", "post-2", "post-3"}
 	agents := []string{"desk-1", "desk-2"}
 	const url = "https://10.88.0.41:6443"
@@ -163,9 +155,6 @@ func TestNativeLinks(t *testing.T) {
 	faults := lineFaults()
 	for _, fault := range faults {
 		t.Run(fault.name, func(t *testing.T) {
-			if fault.long {
-				requireLong(t)
-			}
 			testLineFault(t, f, doors, agents[0], pods[agents[0]].Name, fault)
 		})
 	}
@@ -193,7 +182,7 @@ func look(ctx context.Context, t *testing.T, f *fleet, servers []string, agent s
 }
 
 func testLineFault(t *testing.T, f *fleet, doors map[string]*door, agent, pod string, fault lineFault) {
-	ctx := within(t, outage()+4*time.Minute)
+	ctx := within(t, outage+4*time.Minute)
 	var servers []string
 	for name := range doors {
 		servers = append(servers, name)
@@ -210,7 +199,7 @@ func testLineFault(t *testing.T, f *fleet, doors map[string]*door, agent, pod st
 		unreachable = fault.unreachable(l)
 	}
 	lost := ""
-	if fault.lost != nil && long() {
+	if fault.lost != nil {
 		lost = fault.lost(l)
 	}
 	before, ready := f.instances(ctx, t), doors[l.third].readiness(ctx, t)
@@ -222,16 +211,16 @@ func testLineFault(t *testing.T, f *fleet, doors map[string]*door, agent, pod st
 	for _, w := range watched {
 		w.begin()
 	}
-	pause(ctx, outage()/3)
+	pause(ctx, outage/3)
 	for _, name := range servers {
 		checkReach(ctx, t, doors[name], pod, !slices.Contains(unreachable, name))
 	}
-	pause(ctx, time.Until(begin.Add(outage())))
+	pause(ctx, time.Until(begin.Add(outage)))
 	for name, w := range watched {
 		longest, since := w.end()
 		t.Logf("%s: longest time without an accepted write %.2f s, at the end %.2f s", name, longest.Seconds(), since.Seconds())
 		switch {
-		case slices.Contains(stopped, name) && since < outage()/3:
+		case slices.Contains(stopped, name) && since < outage/3:
 			t.Errorf("%s accepted a write %v before the end of a fault that cuts it off", name, since)
 		case !slices.Contains(stopped, name) && longest > tolerated:
 			t.Errorf("%s accepted no write for %v; want at most %v", name, longest, tolerated)
