@@ -13,11 +13,10 @@ import (
 	"strings"
 	"time"
 
-	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/client-go/tools/clientcmd/api"
 	"k8s.io/client-go/util/keyutil"
 
 	"github.com/cairn-os/cairn/pkg/control/admin"
+	"github.com/cairn-os/cairn/pkg/kubeconfig"
 	"github.com/cairn-os/cairn/pkg/pki"
 )
 
@@ -57,13 +56,7 @@ func (op *operator) kubeconfig(r admin.KubeconfigRequest) (yamlText, error) {
 		log = op.log.Warn // nothing can limit or revoke this one
 	}
 	log("client configuration made", "user", r.User, "groups", r.Groups, "life", r.TTL)
-	const name = "cairn"
-	return clientcmd.Write(api.Config{
-		Clusters:       map[string]*api.Cluster{name: {Server: server, CertificateAuthorityData: ca}},
-		AuthInfos:      map[string]*api.AuthInfo{r.User: {ClientCertificateData: certificate, ClientKeyData: keyPEM}},
-		Contexts:       map[string]*api.Context{name: {Cluster: name, AuthInfo: r.User}},
-		CurrentContext: name,
-	})
+	return kubeconfig.Embedded{Server: server, User: r.User, CA: ca, Cert: certificate, Key: keyPEM}.Bytes()
 }
 
 // checkAccess refuses what would not be an operator's: identities of the cluster's own parts are made from files that
