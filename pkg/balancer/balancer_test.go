@@ -25,8 +25,9 @@ import (
 // quick is a balancer's patience in tests.
 func quick() timing {
 	return timing{
-		interval: 100 * time.Millisecond, soon: 40 * time.Millisecond, answer: 300 * time.Millisecond,
-		dial: 300 * time.Millisecond, stagger: 50 * time.Millisecond, grace: 500 * time.Millisecond, vanish: 15 * time.Second,
+		interval: 100 * time.Millisecond, brisk: 80 * time.Millisecond, spare: 150 * time.Millisecond,
+		soon: 40 * time.Millisecond, answer: 300 * time.Millisecond, dial: 300 * time.Millisecond, silence: 300 * time.Millisecond,
+		stagger: 50 * time.Millisecond, again: 50 * time.Millisecond, grace: 500 * time.Millisecond, vanish: 15 * time.Second,
 	}
 }
 
@@ -48,6 +49,11 @@ func startServer(t *testing.T, name, addr string) *apiserver {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return serveOn(t, name, l)
+}
+
+// serveOn is an apiserver behind a listener.
+func serveOn(t *testing.T, name string, l net.Listener) *apiserver {
 	s := &apiserver{name: name, addr: l.Addr().String()}
 	s.ready.Store(http.StatusOK)
 	mux := http.NewServeMux()
@@ -56,6 +62,10 @@ func startServer(t *testing.T, name, addr string) *apiserver {
 		io.WriteString(w, "[+]ping ok\n[-]etcd failed: reason withheld\nreadyz check failed\n")
 	})
 	mux.HandleFunc("/name", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, name) })
+	mux.HandleFunc("/quiet", func(w http.ResponseWriter, r *http.Request) {
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	})
 	mux.HandleFunc("/watch", func(w http.ResponseWriter, r *http.Request) {
 		tick := time.NewTicker(20 * time.Millisecond)
 		defer tick.Stop()
@@ -70,6 +80,7 @@ func startServer(t *testing.T, name, addr string) *apiserver {
 		}
 	})
 	s.server = &httptest.Server{Listener: l, Config: &http.Server{Handler: mux, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}}
+	s.server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert} // as the apiserver does
 	s.server.StartTLS()
 	t.Cleanup(s.stop)
 	return s
@@ -86,7 +97,7 @@ func (s *apiserver) stop() {
 func (s *apiserver) trust() *tls.Config {
 	pool := x509.NewCertPool()
 	pool.AddCert(s.server.Certificate())
-	return &tls.Config{RootCAs: pool}
+	return &tls.Config{RootCAs: pool, Certificates: s.server.TLS.Certificates}
 }
 
 // journal collects a log.
@@ -435,6 +446,17 @@ func TestWrongCertificate(t *testing.T) {
 	// Clients judge for themselves, when there is no other.
 	if got := f.name(); got != "only" {
 		t.Errorf("a connection gets %q", got)
+	}
+}
+
+// TestStrictServer is about one whose owner allows no classic key exchange.
+func TestStrictServer(t *testing.T) {
+	only := startServer(t, "only", "")
+	only.server.TLS.CurvePreferences = []tls.CurveID{tls.X25519MLKEM768}
+	f := run(t, Options{}, quick(), only)
+	f.state(only, Ready)
+	if text := f.log.String(); strings.Contains(text, "to=dead") {
+		t.Errorf("log %q", text)
 	}
 }
 

@@ -102,13 +102,22 @@ func (b *Balancer) suspect(asked []*server, winner *server) {
 // dial is one attempt. Its failure counts against the server, unless the
 // reason is on this side.
 func (b *Balancer) dial(ctx context.Context, s *server) attempt {
+	began := b.pool.now()
 	limit, cancel := context.WithTimeout(ctx, b.timing.dial)
 	defer cancel()
-	conn, err := b.dialer().DialContext(limit, "tcp", s.address)
+	a := b.once(limit, s)
+	if a.err == nil {
+		b.pool.answered(s)
+	} else if ctx.Err() == nil && !ownFault(a.err) {
+		b.pool.refused(s, began, a.err)
+	}
+	return a
+}
+
+// once connects until ctx ends.
+func (b *Balancer) once(ctx context.Context, s *server) attempt {
+	conn, err := b.dialer().DialContext(ctx, "tcp", s.address)
 	if err != nil {
-		if ctx.Err() == nil && !ownFault(err) {
-			b.pool.refused(s, err)
-		}
 		return attempt{server: s, err: err}
 	}
 	tcp, ok := conn.(*net.TCPConn)
@@ -116,6 +125,54 @@ func (b *Balancer) dial(ctx context.Context, s *server) attempt {
 		return attempt{server: s, err: errors.Join(fmt.Errorf("a %T, not a TCP connection", conn), conn.Close())}
 	}
 	return attempt{server: s, conn: tcp}
+}
+
+// mostAttempts overlap in a check.
+const mostAttempts = 4
+
+// reach connects to s for a check. While it is silent there are further
+// attempts, staggered: each begins with a packet of its own, which the kernel
+// repeats after a second alone. A line that loses some packets hardly loses
+// them all, so that the error wraps errSilent only when there is no line.
+func (b *Balancer) reach(ctx context.Context, s *server) (*net.TCPConn, error) {
+	limit, cancel := context.WithTimeout(ctx, b.timing.silence)
+	defer cancel()
+	results := make(chan attempt)
+	next := time.NewTimer(0)
+	defer next.Stop()
+	for started, pending := 0, 0; ; {
+		select {
+		case <-next.C:
+			go func() { results <- b.once(limit, s) }()
+			started, pending = started+1, pending+1
+			if started < mostAttempts {
+				next.Reset(b.timing.again)
+			}
+			if started == mostAttempts-1 {
+				b.pool.doubt(s)
+			}
+		case a := <-results:
+			pending--
+			silent := nobodySpoke(a.err)
+			if silent && limit.Err() == nil && (pending > 0 || started < mostAttempts) {
+				continue
+			}
+			cancel()
+			drain(results, pending)
+			if silent {
+				a.err = fmt.Errorf("%w: %w", errSilent, a.err)
+			}
+			return a.conn, a.err
+		}
+	}
+}
+
+// nobodySpoke reports whether a connection failed for want of any answer of
+// the other machine: a router's, or the failure to find it on the own network,
+// may pass.
+func nobodySpoke(err error) bool {
+	var t net.Error
+	return errors.As(err, &t) && t.Timeout() || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH)
 }
 
 // ownFault reports whether this machine could not even try.

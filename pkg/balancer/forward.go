@@ -24,12 +24,24 @@ func (s *session) finish() {
 	})
 }
 
-// cut ends both sides now; copies under way end by it. What a dead server has
+// drop ends both sides now; copies under way end by it. What the server has
 // not taken is dropped, so that the kernel does not go on sending it.
-func (s *session) cut() {
+func (s *session) drop() {
 	s.once.Do(func() {
 		// The error would say that the connection is closed already.
 		s.upstream.SetLinger(0)
+		s.upstream.Close()
+		s.client.Close()
+	})
+}
+
+// cut is drop for a server that was lost. The client's side is reset, as the
+// server's own end would have done: Kubernetes' clients repeat more of what
+// ended so than of what ended in the middle as if it were complete.
+func (s *session) cut() {
+	s.once.Do(func() {
+		s.upstream.SetLinger(0)
+		s.client.SetLinger(0)
 		s.upstream.Close()
 		s.client.Close()
 	})
@@ -53,8 +65,11 @@ func (s *session) pass(to, from *net.TCPConn) error {
 	if err == nil {
 		err = to.CloseWrite()
 	}
-	if err != nil {
-		s.cut() // the other direction may wait for what will not come
+	switch { // the other direction may wait for what will not come
+	case networkFailed(err):
+		s.cut()
+	case err != nil:
+		s.drop()
 	}
 	return err
 }

@@ -20,8 +20,9 @@ const (
 //	NotReady   Ready            NotReady               Dead, the 2nd time
 //	Dead       Ready            NotReady               Dead
 //
-// and a refused connection makes it Dead from anywhere at once. The second
-// time means in a row: one slow answer of a busy board moves nobody.
+// and a connection that cannot be made makes it Dead from anywhere at once: a
+// kernel answers when its programs are too busy to. The second time means in a
+// row: one slow answer of a busy board moves nobody.
 type health struct {
 	state  State
 	since  time.Time // of state
@@ -29,7 +30,8 @@ type health struct {
 
 	misses   int       // checks in a row that were not ready
 	silences int       // checks in a row without any answer
-	missed   time.Time // when misses began
+	missed   time.Time // when the first of the misses began
+	failed   time.Time // when the last of them was over
 }
 
 // patience is how many failed checks in a row count.
@@ -40,16 +42,17 @@ func (h *health) ready(now time.Time) {
 	h.become(Ready, now)
 }
 
-func (h *health) unready(now time.Time, why error) {
-	h.miss(now, why)
+// unready records a check that began then and ended now.
+func (h *health) unready(began, now time.Time, why error) {
+	h.miss(began, now, why)
 	h.silences = 0
 	if h.state != Ready || h.misses >= patience {
 		h.become(NotReady, now)
 	}
 }
 
-func (h *health) silent(now time.Time, why error) {
-	h.miss(now, why)
+func (h *health) silent(began, now time.Time, why error) {
+	h.miss(began, now, why)
 	h.silences++
 	if h.state == Unknown || h.silences >= patience {
 		h.become(Dead, now)
@@ -57,17 +60,18 @@ func (h *health) silent(now time.Time, why error) {
 }
 
 // refused records that a connection could not be made.
-func (h *health) refused(now time.Time, why error) {
-	h.miss(now, why)
+func (h *health) refused(began, now time.Time, why error) {
+	h.miss(began, now, why)
 	h.silences = patience
 	h.become(Dead, now)
 }
 
-func (h *health) miss(now time.Time, why error) {
+func (h *health) miss(began, now time.Time, why error) {
 	if h.misses == 0 {
-		h.missed = now
+		h.missed = began
 	}
 	h.misses++
+	h.failed = now
 	h.reason = why.Error()
 }
 

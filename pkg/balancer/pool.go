@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// server is one apiserver. Its fields are guarded by the pool's mutex.
+// server is one apiserver. Its fields are guarded by the pool's mutex, but for
+// strict, which its watcher alone uses.
 type server struct {
 	address string
 	// listed servers are what Set or the file said; others are here because
@@ -19,9 +20,11 @@ type server struct {
 	listed bool
 	gone   bool // not in the pool any more
 	health health
+	heard  time.Time // when its kernel answered last, whatever it said
 	// sessions are the connections that go to it.
 	sessions map[*session]struct{}
 	kick     chan struct{} // asks for a check now; holds one
+	strict   bool          // it wants other key exchanges than the classic ones
 }
 
 // pool holds the servers and decides which of them gets a connection, and
@@ -134,23 +137,46 @@ func spread(seed, address string) uint64 {
 	return x
 }
 
-// checked records what a check found; err is probe's.
-func (p *pool) checked(s *server, err error) {
+// checked records what a check found that began then; err is check's.
+func (p *pool) checked(s *server, began time.Time, err error) {
 	p.change(s, func(now time.Time) {
 		switch {
 		case err == nil:
 			s.health.ready(now)
 		case errors.Is(err, errNotReady):
-			s.health.unready(now, err)
+			s.health.unready(began, now, err)
+		case errors.Is(err, errSilent):
+			s.health.refused(began, now, err)
 		default:
-			s.health.silent(now, err)
+			s.health.silent(began, now, err)
 		}
 	})
 }
 
-// refused records that a connection to s could not be made.
-func (p *pool) refused(s *server, err error) {
-	p.change(s, func(now time.Time) { s.health.refused(now, err) })
+// refused records that a connection to s could not be made, which was tried
+// from began on.
+func (p *pool) refused(s *server, began time.Time, err error) {
+	p.change(s, func(now time.Time) { s.health.refused(began, now, err) })
+}
+
+// answered records that s took a connection.
+func (p *pool) answered(s *server) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.heard = p.now()
+	p.sweep()
+}
+
+// doubt has the others asked whether they answer, so that it is known by the
+// time that s is given up.
+func (p *pool) doubt(s *server) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, other := range p.servers {
+		if other != s && other.health.state == Ready {
+			notify(other.kick)
+		}
+	}
 }
 
 // change lets something happen to s and acts on what follows from it.
@@ -176,18 +202,29 @@ func (p *pool) change(s *server, event func(now time.Time)) {
 // they stay: when all servers seem to fail, it is the network, or this machine
 // is too busy to ask.
 func (p *pool) sweep() {
-	refuge := false
 	for _, s := range p.servers {
-		refuge = refuge || s.health.state == Ready
-	}
-	if !refuge {
-		return
-	}
-	for _, s := range p.servers {
-		if s.health.hopeless(p.now(), p.grace) {
+		if len(s.sessions) > 0 && s.health.hopeless(p.now(), p.grace) && p.refuge(s) {
 			p.cut(s, s.health.reason)
 		}
 	}
+}
+
+// refuge reports whether there is a server to go to from s: one that is ready,
+// answered since s was in doubt, and was ready when s failed last. When this
+// machine's own cable was out, connections live on when it is back. Others that
+// could be one are asked.
+func (p *pool) refuge(s *server) bool {
+	found := false
+	for _, other := range p.servers {
+		switch {
+		case other == s || other.health.state != Ready:
+		case other.heard.Before(s.health.missed):
+			notify(other.kick)
+		case !s.health.failed.Before(other.health.since):
+			found = true
+		}
+	}
+	return found
 }
 
 // cut ends all connections to s. Clients connect again, and come out
@@ -211,10 +248,10 @@ func (p *pool) join(s *server, c *session) bool {
 	if s.gone {
 		return false
 	}
-	s.sessions[c] = struct{}{}
-	if !s.health.usable() {
-		notify(s.kick) // it lives after all
+	if !s.health.usable() || len(s.sessions) == 0 {
+		notify(s.kick) // it lives after all, or is asked more often from now on
 	}
+	s.sessions[c] = struct{}{}
 	// A winner by chance, because one packet to the current server was lost,
 	// does not take the rest along.
 	if p.current == nil || !p.current.health.usable() {
@@ -248,19 +285,29 @@ func (p *pool) lost(err error) {
 	}
 }
 
-// doubtful reports whether s must be asked again soon: somebody may wait for it, if it is ready no more, or if none is.
-func (p *pool) doubtful(s *server) bool {
+// rest is how long s is left alone between two checks: not long when somebody may wait for the answer, because it is ready
+// no more or none is.
+func (p *pool) rest(s *server, t timing) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if s.health.doubtful() {
-		return true
-	}
+	anyReady, another := false, false
 	for _, other := range p.servers {
-		if other.health.state == Ready {
-			return false
-		}
+		ready := other.health.state == Ready
+		anyReady, another = anyReady || ready, another || ready && other != s
 	}
-	return true
+	inUse := s == p.active() || len(s.sessions) > 0
+	switch {
+	case s.health.doubtful() || !anyReady:
+		return t.soon
+	case s.health.state != Ready || s.address == p.prefer: // the preferred one is on this machine, and no way to it fails
+		return t.interval
+	case inUse && another:
+		return t.brisk
+	case inUse:
+		return t.interval
+	default:
+		return t.spare
+	}
 }
 
 // needless reports whether checking s can be left out: one that is known only

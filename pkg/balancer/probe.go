@@ -19,46 +19,71 @@ var errNotReady = errors.New("not ready")
 // maxAnswer bounds what is read of an unready server's explanation.
 const maxAnswer = 8 << 10
 
-// probe asks the server at address whether it is ready: nil, an error that
-// wraps errNotReady, or another error when nobody trusted answers. With cfg
-// nil all that can be known is whether somebody listens.
+// errSilent marks that nothing at all came from a server.
+var errSilent = errors.New("no answer")
+
+// probe asks a server whether it is ready: nil, an error that wraps
+// errNotReady, or another error when nobody trusted answers, which wraps
+// errSilent when nobody does. With cfg nil all that can be known is whether
+// somebody listens.
 //
 // Each probe makes a connection of its own, for that is what it is to prove.
-func (b *Balancer) probe(ctx context.Context, address string, cfg *tls.Config) error {
-	dial, cancel := context.WithTimeout(ctx, b.timing.dial)
-	defer cancel()
-	raw, err := b.dialer().DialContext(dial, "tcp", address)
+func (b *Balancer) probe(ctx context.Context, s *server, cfg *tls.Config) error {
+	raw, err := b.reach(ctx, s)
 	if err != nil {
 		return err
 	}
 	defer raw.Close()
+	b.pool.answered(s)
 	if cfg == nil {
 		return nil
 	}
 	// The deadline covers what the context's end cannot interrupt.
 	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Now()) })
 	defer stop()
-	conn := tls.Client(raw, probeConfig(cfg, address))
+	conn := tls.Client(raw, probeConfig(cfg, s))
 	if err := conn.SetDeadline(time.Now().Add(b.timing.answer)); err != nil {
 		return err
 	}
 	if err := conn.HandshakeContext(ctx); err != nil {
+		if declined(err) && !s.strict {
+			s.strict = true
+			return b.probe(ctx, s, cfg)
+		}
 		return fmt.Errorf("tls: %w", err)
 	}
 	if err := conn.SetDeadline(time.Now().Add(b.timing.answer)); err != nil {
 		return err
 	}
-	return askReady(conn, address)
+	return askReady(conn, s.address)
+}
+
+// classic are the key exchanges of checks. They carry no secret that a quantum
+// computer could want later; the hybrid ones would be a third of their bytes.
+func classic() []tls.CurveID {
+	return []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384, tls.CurveP521}
+}
+
+// declined reports whether the server, and not this side, ended the handshake.
+func declined(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error"
 }
 
 // probeConfig adapts the caller's configuration: who is to answer, and in
 // which protocol.
-func probeConfig(cfg *tls.Config, address string) *tls.Config {
+func probeConfig(cfg *tls.Config, s *server) *tls.Config {
 	cfg = cfg.Clone()
 	cfg.NextProtos = []string{"http/1.1"}
+	// Whether it is ready a server tells anybody. To look at the node's
+	// certificate each time would cost both sides more than all the rest.
+	cfg.Certificates, cfg.GetClientCertificate = nil, nil
+	if !s.strict {
+		cfg.CurvePreferences = classic()
+	}
 	if cfg.ServerName == "" {
 		// checkAddress has seen to it that there is a host.
-		cfg.ServerName, _, _ = net.SplitHostPort(address)
+		cfg.ServerName, _, _ = net.SplitHostPort(s.address)
 	}
 	return cfg
 }

@@ -48,11 +48,11 @@ func TestHealth(t *testing.T) {
 			case 'r':
 				h.ready(now)
 			case 'u':
-				h.unready(now, errNotReady)
+				h.unready(now, now, errNotReady)
 			case 's':
-				h.silent(now, errors.New("timeout"))
+				h.silent(now, now, errors.New("timeout"))
 			case 'x':
-				h.refused(now, errors.New("refused"))
+				h.refused(now, now, errors.New("refused"))
 			}
 		}
 		if h.state != want {
@@ -75,7 +75,7 @@ func TestSpread(t *testing.T) {
 		p.set(servers)
 		order := p.order()
 		first[order[0].address]++
-		p.refused(order[0], errors.New("power cut"))
+		p.refused(order[0], p.now(), errors.New("power cut"))
 		if order[0].address == servers[0] {
 			second[p.order()[0].address]++
 		}
@@ -225,25 +225,64 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
-// TestDoubtful asks a server that is not ready often only while there is no other: a node waits for it then.
-func TestDoubtful(t *testing.T) {
+// TestRest asks a server that is not ready often only while there is no other: a node waits for it then. The one in use is
+// asked more often than others that are ready, when there is one to go to.
+func TestRest(t *testing.T) {
 	now, why := time.Unix(1e9, 0), errors.New("status 500")
-	first, second := &server{address: "10.0.0.1:6443"}, &server{address: "10.0.0.2:6443"}
+	first, second, own := &server{address: "10.0.0.1:6443"}, &server{address: "10.0.0.2:6443"}, &server{address: "10.0.0.3:6443"}
 	p := &pool{servers: map[string]*server{first.address: first, second.address: second}}
+	d := defaultTiming()
 	for _, tt := range []struct {
 		name   string
 		change func()
-		want   bool // of first
+		want   time.Duration // of first
 	}{
-		{"nobody was asked yet", func() {}, true},
-		{"none is ready", func() { first.health.unready(now, why); second.health.silent(now, why) }, true},
-		{"another is ready", func() { second.health.ready(now) }, false},
-		{"both are", func() { first.health.ready(now) }, false},
-		{"it is in doubt", func() { first.health.unready(now, why) }, true},
+		{"nobody was asked yet", func() {}, d.soon},
+		{"none is ready", func() { first.health.unready(now, now, why); second.health.silent(now, now, why) }, d.soon},
+		{"another is ready", func() { second.health.ready(now) }, d.interval},
+		{"both are", func() { first.health.ready(now) }, d.spare},
+		{"it is the current one", func() { p.current = first }, d.brisk},
+		{"another is, and it has connections", func() {
+			p.current = second
+			first.sessions = map[*session]struct{}{{}: {}}
+		}, d.brisk},
+		{"it is on this machine", func() { p.prefer = first.address }, d.interval},
+		{"it is in doubt", func() { first.health.unready(now, now, why) }, d.soon},
+		{"it is the only one, and in use", func() {
+			p.prefer = own.address
+			first.health.ready(now)
+			second.health.refused(now, now, why)
+		}, d.interval},
 	} {
 		tt.change()
-		if got := p.doubtful(first); got != tt.want {
-			t.Errorf("%s: doubtful = %t; want %t", tt.name, got, tt.want)
+		if got := p.rest(first, d); got != tt.want {
+			t.Errorf("%s: %v; want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+// TestRefuge is about when connections to a dead server are cut.
+func TestRefuge(t *testing.T) {
+	at := func(seconds int) time.Time { return time.Unix(1e9, 0).Add(time.Duration(seconds) * time.Second) }
+	for _, tt := range []struct {
+		name         string
+		since, heard int // of the other server, which is ready
+		failed       int // the dead one, in doubt since second 100
+		want, asked  bool
+	}{
+		{"it answered since", 1, 101, 102, true, false},
+		{"it answered before: it may be this machine's cable", 1, 95, 102, false, true},
+		{"it is back after a cable was: the other may be as well", 110, 110, 105, false, false},
+		{"it is back, and the other is not", 110, 110, 113, true, false},
+	} {
+		dead, other := &server{address: "dead", kick: make(chan struct{}, 1)}, &server{address: "other", kick: make(chan struct{}, 1), heard: at(tt.heard)}
+		p := &pool{servers: map[string]*server{dead.address: dead, other.address: other}}
+		dead.health.ready(at(0))
+		dead.health.refused(at(100), at(102), errors.New("no answer"))
+		dead.health.refused(at(tt.failed), at(tt.failed), errors.New("no answer"))
+		other.health.ready(at(tt.since))
+		if got := p.refuge(dead); got != tt.want || len(other.kick) > 0 != tt.asked {
+			t.Errorf("%s: refuge = %t, the other is asked %t; want %t, %t", tt.name, got, len(other.kick) > 0, tt.want, tt.asked)
 		}
 	}
 }

@@ -44,19 +44,17 @@ func (b *Balancer) watchAll(ctx context.Context) {
 func (b *Balancer) watch(ctx context.Context, s *server) {
 	for {
 		if !b.pool.needless(s) {
+			began := b.pool.now()
 			err := b.check(ctx, s)
 			if ctx.Err() != nil {
 				return
 			}
-			b.pool.checked(s, err)
+			b.pool.checked(s, began, err)
 		}
 		if !wait(ctx, b.timing.soon/2) {
 			return
 		}
-		pause := b.timing.interval - b.timing.soon/2
-		if b.pool.doubtful(s) {
-			pause = b.timing.soon / 2
-		}
+		pause := b.pool.rest(s, b.timing) - b.timing.soon/2
 		// A tenth more or less keeps nodes that started together apart.
 		pause += time.Duration((rand.Float64() - 0.5) / 5 * float64(pause))
 		timer := time.NewTimer(pause)
@@ -81,5 +79,5 @@ func (b *Balancer) check(ctx context.Context, s *server) error {
 			cfg = nil
 		}
 	}
-	return b.probe(ctx, s.address, cfg)
+	return b.probe(ctx, s, cfg)
 }
