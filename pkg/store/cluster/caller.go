@@ -109,7 +109,7 @@ func (n *Node) serveRaft(ctx context.Context, from uint64, conn net.Conn) {
 		n.log.Debug("store: raft of who was removed is refused", "member", member.Name(from))
 		return
 	}
-	n.member.Serve(conn)
+	n.member.ServeFrom(from, conn)
 }
 
 // roll lists the members that the leader has found to be some, so that not each of their clients' connections asks for the

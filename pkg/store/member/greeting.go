@@ -26,10 +26,14 @@ const (
 	greetingLimit = 10 * time.Second
 )
 
-// readGreeting returns the beginning of a raft connection. What begins
-// otherwise is refused: dqlite would serve a client on it, to
-// whom it refuses nothing.
-func (b *bridges) readGreeting(conn net.Conn) ([]byte, error) {
+// anyone is the sender of a connection of which nothing is known.
+const anyone = 0
+
+// readGreeting returns the beginning of a raft connection that the member from
+// opened. What begins otherwise is refused: dqlite would serve a client on it,
+// to whom it refuses nothing, or take raft's messages for those of the member
+// that the greeting names, the leader for one.
+func (b *bridges) readGreeting(conn net.Conn, from uint64) ([]byte, error) {
 	defer context.AfterFunc(b.ctx, func() { _ = conn.Close() })()
 	if err := conn.SetReadDeadline(time.Now().Add(greetingLimit)); err != nil {
 		return nil, err
@@ -38,8 +42,12 @@ func (b *bridges) readGreeting(conn net.Conn) ([]byte, error) {
 	if _, err := io.ReadFull(conn, data); err != nil {
 		return nil, fmt.Errorf("greeting: %w", err)
 	}
-	if _, err := parseGreeting(data); err != nil {
+	id, err := parseGreeting(data)
+	if err != nil {
 		return nil, err
+	}
+	if from != anyone && id != from {
+		return nil, fmt.Errorf("greeting: %s greets as %s", Name(from), Name(id))
 	}
 	return data, conn.SetReadDeadline(time.Time{})
 }

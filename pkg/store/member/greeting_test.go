@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -38,6 +39,37 @@ func TestGreeting(t *testing.T) {
 		if got, err := parseGreeting(change(encodeGreeting(id, Name(id)))); err == nil {
 			t.Errorf("%s: parseGreeting = %x; want an error", what, got)
 		}
+	}
+}
+
+// TestReadGreeting binds a greeting to who is known to have opened the connection.
+func TestReadGreeting(t *testing.T) {
+	const own, leader = 0xabc, 0xdef
+	for _, tt := range []struct {
+		name         string
+		from, greets uint64
+		want         string // in the error
+	}{
+		{"itself", own, own, ""},
+		{"as the leader", own, leader, "member-0000000000000abc greets as member-0000000000000def"},
+		{"a connection of anyone", anyone, leader, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBridges()
+			defer b.close()
+			sender, conn := net.Pipe()
+			defer sender.Close()
+			defer conn.Close()
+			greeting := encodeGreeting(tt.greets, Name(tt.greets))
+			go sender.Write(greeting)
+			got, err := b.readGreeting(conn, tt.from)
+			if tt.want == "" && (err != nil || string(got) != string(greeting)) {
+				t.Errorf("readGreeting = %x, %v; want what was sent", got, err)
+			}
+			if tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+				t.Errorf("readGreeting = %v; want %q", err, tt.want)
+			}
+		})
 	}
 }
 

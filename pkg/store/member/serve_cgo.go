@@ -9,14 +9,18 @@ import (
 	"net"
 )
 
-// Serve carries a raft connection that another member opened. It returns when
-// the connection ends, which it closes.
-func (m *Member) Serve(conn net.Conn) {
+// Serve is ServeFrom for a connection of which it is not known who opened it.
+func (m *Member) Serve(conn net.Conn) { m.ServeFrom(anyone, conn) }
+
+// ServeFrom carries a raft connection that the member with the ID from opened,
+// which must greet as itself. It returns when the connection ends, which it
+// closes.
+func (m *Member) ServeFrom(from uint64, conn net.Conn) {
 	done := make(chan struct{})
 	running := m.bridges.run(func() {
 		defer close(done)
 		defer conn.Close()
-		if err := m.serve(conn); err != nil {
+		if err := m.serve(from, conn); err != nil {
 			level := slog.LevelWarn
 			if netErr := net.Error(nil); errors.Is(err, io.EOF) || errors.As(err, &netErr) || errors.Is(err, net.ErrClosed) {
 				level = slog.LevelDebug // It ended before it began.
@@ -31,8 +35,8 @@ func (m *Member) Serve(conn net.Conn) {
 	<-done
 }
 
-func (m *Member) serve(conn net.Conn) error {
-	greeting, err := m.bridges.readGreeting(conn)
+func (m *Member) serve(from uint64, conn net.Conn) error {
+	greeting, err := m.bridges.readGreeting(conn, from)
 	if err != nil {
 		return err
 	}

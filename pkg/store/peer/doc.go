@@ -10,6 +10,10 @@
 // certificate says what it is, by [WitnessOrganization]; what only servers may
 // speak is refused to it ([Network.HandleServers]), and so are the ID of a member
 // that is known by another name and, in [Book.MergeFrom], what it tells of others.
+// The ID that opened a connection is also the one that raft's greeting on it must
+// have (member.Member.ServeFrom), so that a witness cannot pass as the leader there.
+// Servers' names are not held against them: one that was renamed has its new
+// certificate before the others have heard of the new name, and raft must go on.
 // That is no wall within raft itself: a witness votes and holds the log, so one
 // in bad hands can disturb the store and read what the store's clients did not
 // encrypt.
