@@ -7,6 +7,7 @@ import (
 	"crypto/rsa"
 	"crypto/subtle"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -16,8 +17,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/version"
+	"k8s.io/client-go/util/cert"
 
 	"github.com/cairn-os/cairn/pkg/membership"
 	"github.com/cairn-os/cairn/pkg/pki"
@@ -52,7 +55,12 @@ func (s *Server) admit(ctx context.Context, o *opened) (*answer, error) {
 	}
 	c := o.claim(now)
 	if settings.Flannel != "none" && q.Role != membership.Witness {
-		if err := s.checkAddresses(ctx, c, q.Addresses); err != nil {
+		if err := s.checkAddresses(ctx, c, nodeAddresses(q.Addresses, settings)); err != nil {
+			return nil, err
+		}
+	}
+	if q.Role == membership.Server {
+		if err := s.checkRotation(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -106,6 +114,9 @@ func (s *Server) checkRequest(o *opened, now time.Time) error {
 	if err := t.used(o.use(), now); err != nil {
 		return err
 	}
+	if q.Role == membership.Server && (q.Settings == nil || q.Settings.Datastore == "") {
+		return refuse(CodeRequest, "the machine asks to be a server and does not say where it keeps Kubernetes' state: give it the servers' release")
+	}
 	if skew := now.Sub(q.Time); skew.Abs() > maxSkew {
 		return &skewError{machine: q.Time, server: now}
 	}
@@ -121,6 +132,30 @@ type skewError struct{ machine, server time.Time }
 func (e *skewError) Error() string {
 	return fmt.Sprintf("the clocks differ: this machine's says %s, the server's %s. Set the one that is wrong, or give it a time server (cairn.ntp_servers)",
 		stamp(e.machine), stamp(e.server))
+}
+
+// asksTime reports whether err is the answer to a machine that wants nothing but the time.
+func asksTime(err error) bool {
+	var e *skewError
+	return errors.As(err, &e) && e.machine.IsZero()
+}
+
+// busyError is a reason that passes, told to the machine as it is.
+type busyError struct{ text string }
+
+func (e *busyError) Error() string { return e.text }
+
+// checkRotation puts a server off while the cluster's authorities are replaced.
+func (s *Server) checkRotation(ctx context.Context) error {
+	_, err := s.Client.CoreV1().Secrets(Namespace).Get(ctx, RotationName, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look for a rotation of the authorities: %w", err)
+	}
+	return &busyError{"the cluster's certificate authorities are being replaced, and no server can join until that is done; " +
+		"\"cairnctl cluster status\" on a server says what it waits for"}
 }
 
 // checkVersion refuses a machine whose Kubernetes is newer than the apiserver's by more than patches: a kubelet must not
@@ -145,7 +180,11 @@ func checkSettings(cluster membership.Settings, own *membership.Settings) error 
 	if own == nil {
 		return nil
 	}
-	if all := cluster.Conflicts(*own); len(all) > 0 {
+	all := cluster.Conflicts(*own)
+	if i := slices.IndexFunc(all, func(c membership.Conflict) bool { return c.Key == membership.KeyDatastore }); i >= 0 {
+		return refuse(CodeSettings, "%v: all servers of a cluster keep its state in one place; give this machine the cairn.datastore that the others have, or none if they have none", all[i])
+	}
+	if len(all) > 0 {
 		return refuse(CodeSettings, "%v: settings of a cluster are fixed when it begins; remove the key here, or give it the cluster's value", all[0])
 	}
 	return nil
@@ -161,14 +200,21 @@ func (s *Server) material(ctx context.Context, role membership.Role, node string
 	if a.Certificate, err = s.certificate(role, node, csr); err != nil {
 		return nil, err
 	}
-	for _, f := range filesFor(role) {
+	files, optional := bundleFor(role)
+	for _, f := range files {
 		path := filepath.Join(s.TLSDir, f.name)
 		if f.name == encryptionName {
 			path = s.EncryptionFile
 		}
-		if a.Files[f.name], err = os.ReadFile(path); err != nil {
+		data, err := os.ReadFile(path)
+		if optional(f) {
+			if _, damaged := cert.ParseCertsPEM(data); err != nil || damaged != nil {
+				continue
+			}
+		} else if err != nil {
 			return nil, fmt.Errorf("read what a %s gets: %w", role, err)
 		}
+		a.Files[f.name] = data
 	}
 	if role != membership.Agent && s.StorePeers != nil {
 		if a.StorePeers, err = s.StorePeers(ctx); err != nil {

@@ -127,31 +127,40 @@ func (r remote) do(ctx context.Context, client *http.Client, method, path string
 	return &response{p.StatusCode, p.Header, data, date}, nil
 }
 
-// ca asks for the cluster's CA without verifying who answers, compares it with the token, and with the server's clock
-// the own.
+// ca asks for the cluster's CA and compares the server's clock with the own.
 func (r remote) ca(ctx context.Context, t token.Token) (*x509.Certificate, error) {
-	p, err := r.do(ctx, r.client(nil), http.MethodGet, CAPath, nil, maxCA)
+	ca, date, err := r.caAt(ctx, t)
 	if err != nil {
 		return nil, err
 	}
+	if now := r.clock(); !date.IsZero() && now.Sub(date).Abs() > maxSkew {
+		return nil, &skewError{machine: now, server: date}
+	}
+	return ca, nil
+}
+
+// caAt asks for the cluster's CA without verifying who answers, and compares it with the token. It also returns the time
+// that the server claims, zero for none.
+func (r remote) caAt(ctx context.Context, t token.Token) (ca *x509.Certificate, date time.Time, err error) {
+	p, err := r.do(ctx, r.client(nil), http.MethodGet, CAPath, nil, maxCA)
+	if err != nil {
+		return nil, date, err
+	}
 	if p.status >= 500 {
-		return nil, fmt.Errorf("the server %s is not ready yet (it answers %d)", r.address, p.status)
+		return nil, date, fmt.Errorf("the server %s is not ready yet (it answers %d)", r.address, p.status)
 	}
 	certs, err := cert.ParseCertsPEM(p.body)
 	if p.status != http.StatusOK || err != nil || !certs[0].IsCA {
-		return nil, fmt.Errorf("%s is not a Cairn server, or one of an earlier release: it answers %d to GET %s. Check cairn.server_url", r.address, p.status, CAPath)
+		return nil, date, fmt.Errorf("%s is not a Cairn server, or one of an earlier release: it answers %d to GET %s. Check cairn.server_url", r.address, p.status, CAPath)
 	}
-	ca := certs[0]
+	ca = certs[0]
 	if !t.Plain() {
 		if ca = pinned(certs, t.Pin); ca == nil {
-			return nil, refuse(CodeCA, "the server %s belongs to another cluster, or somebody is in between: its CA is %s, the token wants %s. "+
+			return nil, date, refuse(CodeCA, "the server %s belongs to another cluster, or somebody is in between: its CA is %s, the token wants %s. "+
 				"Check cairn.server_url, or copy the token from a server of the right cluster", r.address, token.Pin(certs[0].Raw), t.Pin)
 		}
 	}
-	if now := r.clock(); !p.date.IsZero() && now.Sub(p.date).Abs() > maxSkew {
-		return nil, &skewError{machine: now, server: p.date}
-	}
-	return ca, nil
+	return ca, p.date, nil
 }
 
 // pinned returns the certificate that the token names.
@@ -197,7 +206,11 @@ func (r remote) exchange(ctx context.Context, ca *x509.Certificate, s sealer, pl
 	if err := json.Unmarshal(opened, &a); err != nil {
 		return nil, fmt.Errorf("read the answer of %s: %w", r.address, err)
 	}
-	if a.Problem != nil {
+	switch {
+	case a.Problem == nil:
+	case a.Problem.Code == codeClock && !a.Time.IsZero():
+		return nil, &skewError{machine: r.clock(), server: a.Time}
+	default:
 		return nil, a.Problem.asError(r.address, 0)
 	}
 	return &a, nil

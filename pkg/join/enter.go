@@ -93,7 +93,11 @@ func (o Options) install(ctx context.Context, r remote, a *answer, key *ecdsa.Pr
 	if err := o.check(a, key); err != nil {
 		return fmt.Errorf("the answer of %s: %w", r.address, err)
 	}
-	for _, f := range filesFor(o.Role) {
+	files, optional := bundleFor(o.Role)
+	for _, f := range files {
+		if optional(f) && len(a.Files[f.name]) == 0 {
+			continue // one that is there is of another key, and does not count
+		}
 		if err := makeDir(o.path(f.dir)); err != nil {
 			return fmt.Errorf("write %s: %w", f.name, err)
 		}
@@ -129,7 +133,7 @@ func (o Options) installOwn(ctx context.Context, m *membership.Membership, a *an
 		if err := o.dropNode(); err != nil {
 			return err
 		}
-		return o.obtainNode(ctx, bootstrap, m.Servers)
+		return o.obtainNode(ctx, bootstrap, m)
 	}
 	if err := o.write(pki.PairFile(o.path(serverTLS), pki.Store), pair, 0o600); err != nil {
 		return err
@@ -141,16 +145,12 @@ func (o Options) installOwn(ctx context.Context, m *membership.Membership, a *an
 }
 
 // obtainNode gets an agent's certificates and looks whether they came.
-func (o Options) obtainNode(ctx context.Context, bootstrap tls.Certificate, servers []string) error {
+func (o Options) obtainNode(ctx context.Context, bootstrap tls.Certificate, m *membership.Membership) error {
 	if o.ObtainNode == nil {
 		return errors.New("obtain the node's certificates: nothing is wired to do so")
 	}
-	ca, err := os.ReadFile(pki.CertFile(o.path(nodeTLS), pki.ServerCA))
-	if err != nil {
-		return fmt.Errorf("obtain the node's certificates: %w", err)
-	}
 	o.Status("waiting for the cluster to sign this node's certificates")
-	if err := o.ObtainNode(ctx, bootstrap, servers, ca); err != nil {
+	if err := o.ObtainNode(ctx, bootstrap, m.Servers, m.Settings); err != nil {
 		return fmt.Errorf("obtain the node's certificates: %w", err)
 	}
 	for _, name := range ownFiles(membership.Agent) {
@@ -174,12 +174,16 @@ func (o Options) dropNode() error {
 
 // check looks whether all is there and fits together.
 func (o Options) check(a *answer, key *ecdsa.PrivateKey) error {
-	for _, f := range filesFor(o.Role) {
+	files, optional := bundleFor(o.Role)
+	for _, f := range files {
 		data := a.Files[f.name]
+		if len(data) == 0 && optional(f) {
+			continue
+		}
 		if len(data) == 0 {
 			return fmt.Errorf("%s is missing", f.name)
 		}
-		if ext := filepath.Ext(f.name); ext == ".crt" {
+		if ext := filepath.Ext(f.name); ext == ".crt" || ext == ".cross" {
 			if _, err := cert.ParseCertsPEM(data); err != nil {
 				return fmt.Errorf("%s: %w", f.name, err)
 			}

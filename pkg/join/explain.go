@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"syscall"
@@ -19,7 +20,7 @@ func (r remote) explain(err error) error {
 		unknown x509.UnknownAuthorityError
 		host    x509.HostnameError
 		record  tls.RecordHeaderError
-		network net.Error
+		dial    *net.OpError
 	)
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -35,10 +36,20 @@ func (r remote) explain(err error) error {
 			"cairn.server_url leads somewhere else, or somebody is in between (%v)", r.address, err)
 	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
 		return fmt.Errorf("%s does not speak TLS, so it is not a Cairn server: check cairn.server_url: %w", r.address, err)
-	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH), errors.As(err, &network) && network.Timeout():
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH), isTimeout(err) && errors.As(err, &dial) && dial.Op == "dial":
 		return fmt.Errorf("%s does not answer: check the network and firewalls in between (TCP): %w", r.address, err)
+	case isTimeout(err):
+		return fmt.Errorf("the server %s accepts connections but does not answer yet: it may be starting: %w", r.address, err)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+		return fmt.Errorf("the server %s accepts connections and ends them without an answer: it may be starting, or be a balancer that has no server yet: %w", r.address, err)
 	}
 	return fmt.Errorf("ask %s: %w", r.address, err)
+}
+
+// isTimeout reports whether err is that something took too long.
+func isTimeout(err error) bool {
+	var network net.Error
+	return errors.As(err, &network) && network.Timeout()
 }
 
 // explainTime tells both clocks when a certificate is not valid yet or no more.

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cairn-os/cairn/pkg/atomicfile"
 	"github.com/cairn-os/cairn/pkg/membership"
@@ -23,6 +24,45 @@ type bundleFile struct {
 	mode fs.FileMode
 }
 
+// bundleFor lists all that a machine of that role may get: filesFor's, and those of crossFor.
+func bundleFor(role membership.Role) (all []bundleFile, optional func(bundleFile) bool) {
+	cross := crossFor(role)
+	return append(filesFor(role), cross...), func(f bundleFile) bool { return slices.Contains(cross, f) }
+}
+
+// serverCALast moves the file that stands for the others to the end.
+func serverCALast(all []bundleFile) []bundleFile {
+	isServerCA := func(f bundleFile) bool { return f.name == filepath.Base(pki.CertFile("", pki.ServerCA)) }
+	sorted := slices.Clone(all)
+	slices.SortStableFunc(sorted, func(a, b bundleFile) int {
+		switch {
+		case isServerCA(a) == isServerCA(b):
+			return 0
+		case isServerCA(a):
+			return 1
+		}
+		return -1
+	})
+	return sorted
+}
+
+// crossFor lists the cross certificates that a machine of that role gets, if there are any: those of authorities that were
+// replaced. They are for who puts them behind certificates: servers, which sign, and agents, whose signer does not.
+func crossFor(role membership.Role) []bundleFile {
+	names, dir := []string(nil), serverTLS
+	switch role {
+	case membership.Server:
+		names = authorities()
+	case membership.Agent:
+		names, dir = []string{pki.ClientCA, pki.KubeletCA}, nodeTLS
+	}
+	var all []bundleFile
+	for _, name := range names {
+		all = append(all, bundleFile{filepath.Base(pki.CrossFile("", name)), dir, 0o644})
+	}
+	return all
+}
+
 // Directories below Options.Dir.
 const (
 	nodeTLS   = "node/tls"
@@ -35,7 +75,7 @@ func authorities() []string {
 	return []string{pki.ServerCA, pki.ClientCA, pki.RequestHeaderCA, pki.KubeletCA, pki.StoreCA}
 }
 
-// filesFor lists what a machine of that role gets, in the order in which it is written. A witness needs the server-ca to
+// filesFor lists what a machine of that role gets, in the order in which it is read and, when it joins, written. A witness needs the server-ca to
 // ask for its next certificate.
 func filesFor(role membership.Role) []bundleFile {
 	var all []bundleFile

@@ -253,21 +253,25 @@ func (c *cluster) machine(role membership.Role, name, text string) (Options, *st
 		Status: func(s string) { *status = s },
 		pause:  func(context.Context, time.Duration) error { return errStop },
 	}
-	if role == membership.Agent {
+	switch role {
+	case membership.Agent:
 		o.ObtainNode = c.obtain(&o)
+	case membership.Server:
+		o.Settings = &membership.Settings{Datastore: membership.OwnStore}
 	}
 	return o, status
 }
 
 // obtain stands for the CSR API: it verifies the bootstrap certificate as the apiserver would, and signs the pairs.
-func (c *cluster) obtain(o *Options) func(context.Context, tls.Certificate, []string, []byte) error {
-	return func(_ context.Context, bootstrap tls.Certificate, servers []string, ca []byte) error {
+func (c *cluster) obtain(o *Options) func(context.Context, tls.Certificate, []string, membership.Settings) error {
+	return func(_ context.Context, bootstrap tls.Certificate, servers []string, s membership.Settings) error {
 		want, err := os.ReadFile(c.caFile())
 		if err != nil {
 			return err
 		}
-		if string(ca) != string(want) || len(servers) == 0 {
-			return fmt.Errorf("asked to trust %q for %v", ca, servers)
+		ca, err := os.ReadFile(pki.CertFile(o.path(nodeTLS), pki.ServerCA))
+		if err != nil || string(ca) != string(want) || len(servers) == 0 || s.Validate() != nil {
+			return fmt.Errorf("asked to trust %q for %v with settings %v: %w", ca, servers, s, err)
 		}
 		if err := verifyBootstrap(bootstrap.Leaf, pki.CertFile(c.dir+"/server/tls", pki.ClientCA), o.Node, c.clock()); err != nil {
 			return err

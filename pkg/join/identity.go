@@ -15,8 +15,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"k8s.io/client-go/util/keyutil"
+
+	"github.com/cairn-os/cairn/pkg/atomicfile"
 )
 
 // IdentityFile is the file of the machine's own key below dir, which is /var/lib/cairn.
@@ -49,24 +52,45 @@ func publicDER(key *ecdsa.PrivateKey) ([]byte, error) {
 	return der, nil
 }
 
+// errDamaged says that the file is there and holds no identity: a card that wears out, or a hand in it.
+var errDamaged = errors.New("is damaged")
+
+// loadIdentity reads the machine's key. The error wraps fs.ErrNotExist when there is none, and errDamaged when there is
+// something else in its place.
 func loadIdentity(path string) (*ecdsa.PrivateKey, error) {
 	data, err := os.ReadFile(path)
+	if errors.Is(err, syscall.EIO) {
+		return nil, fmt.Errorf("identity %s %w: %w", path, errDamaged, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("identity: %w", err)
 	}
 	parsed, err := keyutil.ParsePrivateKeyPEM(data)
 	if err != nil {
-		return nil, fmt.Errorf("identity %s: %w", path, err)
+		return nil, fmt.Errorf("identity %s %w: it holds no key", path, errDamaged) // nothing of the file goes into messages
 	}
 	key, ok := parsed.(*ecdsa.PrivateKey)
 	if !ok || key.Curve != elliptic.P256() {
-		return nil, fmt.Errorf("identity %s: not an ECDSA P-256 key", path)
+		return nil, fmt.Errorf("identity %s %w: not an ECDSA P-256 key", path, errDamaged)
 	}
 	return key, nil
 }
 
-// ensureIdentity loads the machine's key, or makes one. A damaged file is never replaced: the cluster knows the machine
-// by it.
+// setAside moves a damaged identity out of the way. It is not destroyed: whoever has the cluster in mind may mend it.
+func setAside(path string) error {
+	if err := os.Rename(path, asideOf(path)); err != nil {
+		return fmt.Errorf("identity: %w", err)
+	}
+	if err := atomicfile.SyncDir(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("identity: %w", err)
+	}
+	return nil
+}
+
+func asideOf(path string) string { return path + ".damaged" }
+
+// ensureIdentity loads the machine's key, or makes one. A damaged file is not replaced here: the cluster knows the machine
+// by it, and Options.mendIdentity decides.
 func ensureIdentity(path string, write writeFile) (*ecdsa.PrivateKey, error) {
 	key, err := loadIdentity(path)
 	if !errors.Is(err, fs.ErrNotExist) {

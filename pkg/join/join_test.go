@@ -2,10 +2,13 @@ package join
 
 import (
 	"context"
+	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -67,7 +70,7 @@ func TestJoinAsEachRole(t *testing.T) {
 			m := mustRun(t, o)
 			want := &membership.Membership{
 				Role: tt.role, Node: name, Servers: []string{strings.TrimPrefix(c.http.URL, "https://"), "192.0.2.1:6443", "192.0.2.2:6443"},
-				StorePeers: append([]string{}, tt.peers...), Settings: membership.DefaultSettings(),
+				StorePeers: append([]string{}, tt.peers...), Settings: membership.DefaultSettings(), Identity: identityOf(t, o),
 			}
 			if diff := cmp.Diff(want, m, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 				t.Error(diff)
@@ -185,10 +188,15 @@ func TestRefusals(t *testing.T) {
 			tells: []string{"v1.37.0", "v1.36.4"}},
 		{name: "other pods", role: membership.Server, token: c.token(token.Server), code: CodeSettings, tells: []string{"cairn.cluster.pod_cidr", "10.9.0.0/16", "10.42.0.0/16"},
 			change: func(o *Options) {
-				o.Settings = &membership.Settings{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}}
+				o.Settings.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")}
 			}},
 		{name: "other flannel", role: membership.Agent, token: c.token(token.Agent), code: CodeSettings, tells: []string{"cairn.cluster.flannel", "wireguard"},
 			change: func(o *Options) { o.Settings = &membership.Settings{Flannel: "wireguard"} }},
+		{name: "other datastore", role: membership.Server, token: c.token(token.Server), code: CodeSettings,
+			tells:  []string{"cairn.datastore is PostgreSQL here and the servers' own store in the cluster", "or none if they have none"},
+			change: func(o *Options) { o.Settings.Datastore = membership.Postgres }},
+		{name: "no datastore", role: membership.Server, token: c.token(token.Server), code: CodeRequest, tells: []string{"where it keeps Kubernetes' state"},
+			change: func(o *Options) { o.Settings = nil }},
 		{name: "address taken", role: membership.Agent, token: c.token(token.Agent), code: CodeAddress, tells: []string{"192.0.2.50", "neighbour"},
 			change: func(o *Options) { o.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.50")} }},
 		{name: "no token", role: membership.Agent, code: CodeConfig, tells: []string{"cairn.token"}},
@@ -213,8 +221,8 @@ func TestRefusals(t *testing.T) {
 					t.Errorf("status %q; want it to tell %q", *status, part)
 				}
 			}
-			if paused != maxPause {
-				t.Errorf("tries again in %v; want %v", paused, maxPause)
+			if paused != refusalPause {
+				t.Errorf("tries again in %v; want %v", paused, refusalPause)
 			}
 			if got, err := getRecord(t.Context(), c.client, "new"); err != nil || got != nil {
 				t.Errorf("a refused machine has the name: %v, %v", got, err)
@@ -397,7 +405,7 @@ func TestUnreachable(t *testing.T) {
 		o.ServerURL = url
 		var pauses []time.Duration
 		o.pause = func(_ context.Context, d time.Duration) error {
-			if pauses = append(pauses, d); len(pauses) == 6 {
+			if pauses = append(pauses, d); len(pauses) == 5 {
 				return errStop
 			}
 			return nil
@@ -409,9 +417,85 @@ func TestUnreachable(t *testing.T) {
 		if err == nil || IsRefusal(err) || !strings.Contains(*status, want) {
 			t.Errorf("%s: status %q, error %v; want %q and that it passes", url, *status, err, want)
 		}
-		if s := time.Second; url == gone && !cmp.Equal(pauses, []time.Duration{2 * s, 4 * s, 8 * s, 16 * s, 30 * s, 30 * s}) {
-			t.Errorf("pauses %v", pauses)
+		for i, want := range []time.Duration{2, 4, 8, 10, 10} {
+			if want *= time.Second; url == gone && (len(pauses) != 5 || pauses[i] > want || pauses[i] < want*3/4) {
+				t.Errorf("pauses %v; want number %d to be %v, or up to a quarter less", pauses, i, want)
+			}
 		}
+	}
+}
+
+func TestPauseAfter(t *testing.T) {
+	passes := errors.New("passes")
+	different := map[time.Duration]bool{}
+	for range 100 {
+		for _, tt := range []struct {
+			err       error
+			wait      time.Duration
+			low, high time.Duration
+		}{
+			{passes, maxPause, maxPause * 3 / 4, maxPause},
+			{refuse(CodeName, "taken"), maxPause, refusalPause, refusalPause},
+			{&later{passes, 0}, maxPause, maxPause * 3 / 4, maxPause},
+			{&later{passes, 20 * time.Second}, maxPause, 20 * time.Second, 20*time.Second + maxPause/4},
+			{&later{passes, time.Hour}, firstPause, longestWait, longestWait},
+		} {
+			got := pauseAfter(tt.err, tt.wait)
+			if got < tt.low || got > tt.high {
+				t.Fatalf("pauseAfter(%v, %v) = %v; want %v to %v", tt.err, tt.wait, got, tt.low, tt.high)
+			}
+			different[got] = true
+		}
+	}
+	if len(different) < 100 {
+		t.Errorf("%d different pauses; machines that start together ask together", len(different))
+	}
+}
+
+// TestSilence tells a server that starts from one that cannot be reached.
+func TestSilence(t *testing.T) {
+	listen := func(serve func(net.Conn)) string {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				t.Cleanup(func() { c.Close() })
+				serve(c)
+			}
+		}()
+		return l.Addr().String()
+	}
+	silent := listen(func(net.Conn) {})
+	hangs := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	hangs.StartTLS()
+	t.Cleanup(hangs.Close)
+	for _, tt := range []struct{ name, address, want string }{
+		{"no handshake", silent, "accepts connections but does not answer yet"},
+		{"no answer", hangs.Listener.Addr().String(), "accepts connections but does not answer yet"},
+		{"ends", listen(func(c net.Conn) { c.Close() }), "ends them without an answer"},
+	} {
+		r := remote{address: tt.address, clock: time.Now}
+		client := r.client(nil)
+		client.Timeout = 300 * time.Millisecond
+		if tt.address == silent {
+			client.Timeout, client.Transport.(*http.Transport).TLSHandshakeTimeout = 0, 100*time.Millisecond
+		}
+		_, err := r.do(t.Context(), client, http.MethodGet, CAPath, nil, maxCA)
+		if err == nil || IsRefusal(err) || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), "may be starting") || strings.Contains(err.Error(), "firewalls") {
+			t.Errorf("%s: %v; want %q and that it passes", tt.name, err, tt.want)
+		}
+	}
+	r := remote{address: "192.0.2.1:6443", clock: time.Now}
+	err := r.explain(&url.Error{Op: "Get", URL: "https://192.0.2.1:6443", Err: &net.OpError{Op: "dial", Net: "tcp", Err: os.ErrDeadlineExceeded}})
+	if IsRefusal(err) || !strings.Contains(err.Error(), "firewalls") || strings.Contains(err.Error(), "starting") {
+		t.Errorf("no connection: %v", err)
 	}
 }
 

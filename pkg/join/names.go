@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/cairn-os/cairn/pkg/membership"
+	"github.com/cairn-os/cairn/pkg/pki"
 )
 
 // maxName leaves room for NodePrefix.
@@ -111,8 +112,7 @@ func (s *Server) may(ctx context.Context, c claim) error {
 // count that a server found to be a node's, for an agent could say of itself that it has any. A machine that got another
 // name may have its own address.
 func (s *Server) checkAddresses(ctx context.Context, c claim, own []netip.Addr) error {
-	first := firstOfFamilies(own)
-	if len(first) == 0 {
+	if len(own) == 0 {
 		return nil
 	}
 	records, err := listRecords(ctx, s.Client)
@@ -121,7 +121,7 @@ func (s *Server) checkAddresses(ctx context.Context, c claim, own []netip.Addr) 
 	}
 	for i := range records {
 		have := &records[i]
-		at := slices.IndexFunc(have.Addresses, func(a netip.Addr) bool { return slices.Contains(first, a.Unmap()) })
+		at := slices.IndexFunc(have.Addresses, func(a netip.Addr) bool { return slices.Contains(own, a.Unmap()) })
 		if have.Name == c.Name || have.Identity == c.Identity || at < 0 {
 			continue
 		}
@@ -137,14 +137,22 @@ func (s *Server) checkAddresses(ctx context.Context, c claim, own []netip.Addr) 
 	return nil
 }
 
-// firstOfFamilies returns the first address of each family: those that the node will have in the cluster.
-func firstOfFamilies(all []netip.Addr) []netip.Addr {
-	var first []netip.Addr
+// nodeAddresses returns those addresses of a machine that its node will have in the cluster: the first of each family that
+// the pod network has. A machine that lacks one says so itself.
+func nodeAddresses(all []netip.Addr, s membership.Settings) []netip.Addr {
+	var plain, own []netip.Addr
 	for _, a := range all {
-		a = a.Unmap().WithZone("")
-		if !slices.ContainsFunc(first, func(b netip.Addr) bool { return a.Is4() == b.Is4() }) {
-			first = append(first, a)
+		plain = append(plain, a.Unmap().WithZone(""))
+	}
+	v4, v6 := pki.Primary(plain)
+	for _, p := range s.PodCIDRs {
+		a := v4
+		if p.Addr().Is6() {
+			a = v6
+		}
+		if a.IsValid() {
+			own = append(own, a)
 		}
 	}
-	return first
+	return own
 }

@@ -34,7 +34,7 @@ func TestNodeNames(t *testing.T) {
 // before each try.
 func (c *cluster) again(t *testing.T, o Options, limit time.Duration, beat func()) (time.Duration, error) {
 	t.Helper()
-	for begin := c.clock(); ; c.advance(maxPause) {
+	for begin := c.clock(); ; c.advance(refusalPause) {
 		if beat != nil {
 			beat()
 		}
@@ -96,7 +96,7 @@ func TestOutage(t *testing.T) {
 	c.advance(10 * time.Minute) // nobody is answered, nothing is written
 	wantRefusal(t, o, run(t, o), CodeName)
 	c.heartbeat("shop")
-	c.advance(maxPause)
+	c.advance(refusalPause)
 	wantRefusal(t, o, run(t, o), CodeName)
 }
 
@@ -155,10 +155,17 @@ func TestAddressesOfAgents(t *testing.T) {
 	}
 	// From now on they are the server's, also while it starts.
 	third, _ := c.machine(membership.Agent, "third", c.token(token.Agent))
-	third.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.61"), netip.MustParseAddr("2001:db8::60")}
-	wantRefusal(t, third, run(t, third), CodeAddress, "honest", "2001:db8::60")
+	third.Addresses = []netip.Addr{address, netip.MustParseAddr("2001:db8::61")}
+	wantRefusal(t, third, run(t, third), CodeAddress, "honest", "192.0.2.60")
 	c.heartbeat("honest")
 	wantRefusal(t, third, run(t, third), CodeAddress)
+	// Many machines have the same address on a second network, or in a family that the cluster does not have.
+	second, _ := c.machine(membership.Server, "second", c.token(token.Server))
+	second.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.62"), address, netip.MustParseAddr("2001:db8::60")}
+	mustRun(t, second)
+	if err := Forget(t.Context(), c.client, "second"); err != nil {
+		t.Fatal(err)
+	}
 	honest.Node = "renamed"
 	if err := honest.unjoin(); err != nil {
 		t.Fatal(err)

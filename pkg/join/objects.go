@@ -26,6 +26,9 @@ const (
 	NodePrefix                   = "cairn-node-"
 	// SettingsName is the ConfigMap of the cluster's settings.
 	SettingsName = "cairn-cluster"
+	// RotationName is the Secret that is there while the cluster's authorities are replaced. No server joins meanwhile: it
+	// would get authorities of which the others may not have heard.
+	RotationName = "cairn-rotation"
 
 	settingsKey = "settings.json"
 )

@@ -46,7 +46,7 @@ type request struct {
 	CSR       []byte               `json:"csr"`      // DER: of the bootstrap certificate, or of the store's
 	Settings  *membership.Settings `json:"settings,omitempty"`
 	Addresses []netip.Addr         `json:"addresses,omitempty"`
-	Time      time.Time            `json:"time"`
+	Time      time.Time            `json:"time"` // zero: what the cluster's is
 }
 
 // reply carries an answer that only the asking machine can read.
@@ -62,10 +62,12 @@ type answer struct {
 	Settings    membership.Settings `json:"settings"`
 	Servers     []string            `json:"servers"`
 	StorePeers  []string            `json:"storePeers,omitempty"`
-	Certificate []byte              `json:"certificate"` // PEM, for the CSR
-	Files       map[string][]byte   `json:"files"`       // by their names; see filesFor
+	Certificate []byte              `json:"certificate"`   // PEM, for the CSR
+	Files       map[string][]byte   `json:"files"`         // by their names; see filesFor
+	Time        time.Time           `json:"time,omitzero"` // the server's, when the answer is sealed
 
-	from string // host:port of who answered
+	from     string // host:port of who answered
+	recorded string // what the server recorded of the machine's authorities; "" for nothing
 }
 
 // problem is a Refusal, or a reason that passes, on its way to the machine.
@@ -81,6 +83,8 @@ type renewal struct {
 	CSR      []byte    `json:"csr"`      // DER
 	Nonce    []byte    `json:"nonce"`
 	Time     time.Time `json:"time"` // for the server's log: the clock may be wrong
+	// Authorities is the BundleHash of the machine's server-ca, once its certificates are of the authorities that sign.
+	Authorities string `json:"authorities,omitempty"`
 }
 
 // signedRequest is the body of a renewal request.

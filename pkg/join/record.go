@@ -25,6 +25,8 @@ const (
 	keyAddresses = "addresses" // checked by a server
 	keyClientKey = "clientkey" // SHA-256 of public keys, hex, the newest first
 	keyHeard     = "heard"     // see record.heard
+
+	keyAuthorities = "authorities" // see NodeRecord.Authorities
 )
 
 // maxClientKeys is how many of a node's client keys count: the one in use, its successor while it is being obtained, and
@@ -45,6 +47,10 @@ type NodeRecord struct {
 	// ClientKeys are SHA-256 of the public keys, in hex, that the cluster certified as the node's client keys: the newest
 	// first, at most three.
 	ClientKeys []string
+	// Authorities says how far the machine has followed while the cluster's authorities are replaced. Of a server it is what
+	// that one says of itself; of an agent or a witness the BundleHash of the server-ca that it trusts, once its certificates
+	// are of the authorities that sign.
+	Authorities string
 }
 
 // record is a NodeRecord with what only this package looks at.
@@ -88,6 +94,7 @@ func recordIn(s *corev1.Secret) (*record, error) {
 		NodeRecord: NodeRecord{
 			Name: strings.TrimPrefix(s.Name, NodePrefix), Identity: string(s.Data[keyIdentity]),
 			Role: membership.Role(s.Data[keyRole]), Joined: joined, Addresses: addresses, ClientKeys: keys,
+			Authorities: string(s.Data[keyAuthorities]),
 		},
 		heard: string(s.Data[keyHeard]), version: s.ResourceVersion,
 	}, nil
@@ -103,6 +110,7 @@ func (r record) fill(s *corev1.Secret) *corev1.Secret {
 	}
 	for key, text := range map[string]string{
 		keyAddresses: addressText(r.Addresses), keyClientKey: strings.Join(r.ClientKeys, " "), keyHeard: r.heard,
+		keyAuthorities: r.Authorities,
 	} {
 		if text != "" {
 			s.Data[key] = []byte(text)
@@ -111,7 +119,7 @@ func (r record) fill(s *corev1.Secret) *corev1.Secret {
 	return s
 }
 
-// keep takes from the record before what goes on to be true of the same machine.
+// keep takes from the record before what goes on to be true of the same machine. Which authorities it trusts it says anew.
 func (r record) keep(have *record) record {
 	if have == nil || have.Identity != r.Identity {
 		return r
@@ -167,6 +175,16 @@ func AddClientKey(ctx context.Context, client kubernetes.Interface, node, key st
 		all := append([]string{key}, slices.DeleteFunc(slices.Clone(r.ClientKeys), func(k string) bool { return k == key })...)
 		r.ClientKeys = all[:min(len(all), maxClientKeys)]
 		return true
+	})
+}
+
+// SetAuthorities records how far the node's machine has followed while the cluster's authorities are replaced; see
+// NodeRecord. The error is the apiserver's NotFound when no machine has the name.
+func SetAuthorities(ctx context.Context, client kubernetes.Interface, node, text string) error {
+	return edit(ctx, client, node, func(r *record) bool {
+		same := r.Authorities == text
+		r.Authorities = text
+		return !same
 	})
 }
 

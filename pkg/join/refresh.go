@@ -51,7 +51,7 @@ func (o Options) refreshNode(ctx context.Context, m *membership.Membership, mark
 		err = o.dropNode()
 	}
 	if err == nil {
-		err = o.obtainNode(ctx, bootstrap, m.Servers)
+		err = o.obtainNode(ctx, bootstrap, m)
 	}
 	if err != nil && !lacks && !marked && !isRemoved(err) {
 		o.Log.Warn("join: this node's certificates have ended and are not renewed yet", "error", err)
@@ -77,7 +77,8 @@ func (o Options) refreshStore(ctx context.Context, m *membership.Membership) err
 }
 
 // storeServes reports whether a witness's certificate is what the cluster would give it now, with a third of its life left
-// or as long as the authority has.
+// or as long as the authority has. One by an authority that is trusted but does not sign any more is good, and does not
+// serve: that authority's time is over soon.
 func (o Options) storeServes() (bool, error) {
 	cas, err := cert.CertsFromFile(pki.CertFile(o.path(serverTLS), pki.StoreCA))
 	if err != nil {
@@ -88,7 +89,7 @@ func (o Options) storeServes() (bool, error) {
 		return false, nil // none, or damaged
 	}
 	want := pki.StoreWitnessRequest(o.Node)
-	if !signedByAny(have, cas) || have.Subject.CommonName != want.User || !slices.Equal(have.Subject.Organization, want.Groups) ||
+	if !pki.Current(cas, have) || have.Subject.CommonName != want.User || !slices.Equal(have.Subject.Organization, want.Groups) ||
 		!slices.Equal(have.DNSNames, want.DNSNames) || !slices.Equal(have.ExtKeyUsage, want.Usages) {
 		return false, nil
 	}

@@ -57,8 +57,9 @@ func (o RenewOptions) options() Options {
 }
 
 // Renew asks the cluster for a certificate by the machine's identity alone: an agent gets one to obtain its others with,
-// valid for ten minutes, a witness that of its store (see RenewStore). It also brings the cluster's settings, and
-// replaces the authorities' certificates on the disk when they changed. A Refusal with CodeRemoved says that the node was
+// valid for ten minutes, a witness that of its store, which is written (see RenewStore). It also brings the cluster's
+// settings, replaces the authorities' certificates on the disk when they changed, and tells the cluster which ones the
+// machine follows (see Follow). A Refusal with CodeRemoved says that the node was
 // removed from the cluster: that is kept on the disk, and the next Run joins again. Certificates of the machine itself may
 // have ended long ago.
 func Renew(ctx context.Context, o RenewOptions) (tls.Certificate, membership.Settings, error) {
@@ -71,26 +72,18 @@ func Renew(ctx context.Context, o RenewOptions) (tls.Certificate, membership.Set
 	return c, a.Settings, err
 }
 
-// RenewStore renews a witness's certificate when it has less than a third of its life left, and reports whether it did.
-// The store rereads the file. It brings the servers in the membership up to date as well.
+// RenewStore renews a witness's certificate when it has less than a third of its life left or another authority signs now,
+// and reports whether it did. The store rereads the file. It brings the servers in the membership up to date as well.
 func RenewStore(ctx context.Context, o RenewOptions) (renewed bool, err error) {
 	o = o.withDefaults()
 	own := o.options()
 	if serves, err := own.storeServes(); err != nil || serves {
 		return false, err
 	}
-	a, key, err := o.ask(ctx)
-	if err != nil {
+	if _, _, err = o.ask(ctx); err != nil {
 		return false, err
 	}
-	pair, err := pki.EncodePair(a.Certificate, key)
-	if err != nil {
-		return false, err
-	}
-	if err := o.write(pki.PairFile(own.path(serverTLS), pki.Store), pair, 0o600); err != nil {
-		return false, err
-	}
-	return true, o.remember(a)
+	return true, nil
 }
 
 // remember keeps the cluster's servers of today in the membership: those that the machine joined by may all be gone when
@@ -112,7 +105,7 @@ func (o RenewOptions) remember(a *answer) error {
 	return own.save(m)
 }
 
-// ask asks the servers in turn. A Refusal ends it, for all servers answer alike.
+// ask asks the servers in turn. A Refusal ends it, for all servers answer alike; not what shows another CA, which is none.
 func (o RenewOptions) ask(ctx context.Context) (*answer, *ecdsa.PrivateKey, error) {
 	identity, err := loadIdentity(IdentityFile(o.Dir))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -142,7 +135,7 @@ func (o RenewOptions) ask(ctx context.Context) (*answer, *ecdsa.PrivateKey, erro
 		if isRemoved(err) {
 			return nil, nil, errors.Join(err, o.options().mark())
 		}
-		if IsRefusal(err) || ctx.Err() != nil {
+		if r := new(Refusal); errors.As(err, &r) && r.Code != CodeCA || ctx.Err() != nil {
 			return nil, nil, err
 		}
 		problems = append(problems, err)
@@ -160,7 +153,10 @@ func (o RenewOptions) askOne(ctx context.Context, r remote, roots []*x509.Certif
 	if err != nil {
 		return nil, err
 	}
-	body, err := json.Marshal(renewal{Node: o.Node, Identity: public, CSR: csr, Nonce: nonce, Time: o.options().clock()})
+	holds := o.follows()
+	body, err := json.Marshal(renewal{
+		Node: o.Node, Identity: public, CSR: csr, Nonce: nonce, Time: o.options().clock(), Authorities: holds,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("encode request: %w", err)
 	}
@@ -184,17 +180,38 @@ func (o RenewOptions) askOne(ctx context.Context, r remote, roots []*x509.Certif
 		return nil, fmt.Errorf("read the answer of %s: %w", r.address, err)
 	}
 	a.from = r.address
+	if holds != "" && holds == a.authorities() {
+		a.recorded = holds
+	}
 	return &a, nil
 }
 
-// take checks what came and replaces authorities' certificates that changed. Each is whole after a power cut, and the
-// next renewal brings the others.
+// take checks what came, writes a witness's certificate and replaces authorities' certificates that changed. Each file is
+// whole after a power cut, and the next renewal brings the others. The certificate comes first: with the cross certificate
+// behind it, it fits the authorities before as well as the new ones. The server-ca comes last, for it stands for all: see
+// follows.
 func (o RenewOptions) take(a *answer, key *ecdsa.PrivateKey) error {
 	own := o.options()
 	if err := own.check(a, key); err != nil {
 		return fmt.Errorf("renew: the answer: %w", err)
 	}
-	for _, f := range filesFor(o.Role) {
+	if o.Role == membership.Witness {
+		pair, err := pki.EncodePair(a.Certificate, key)
+		if err != nil {
+			return err
+		}
+		if err := o.write(pki.PairFile(own.path(serverTLS), pki.Store), pair, 0o600); err != nil {
+			return err
+		}
+		if err := o.remember(a); err != nil {
+			return err
+		}
+	}
+	files, optional := bundleFor(o.Role)
+	for _, f := range serverCALast(files) {
+		if optional(f) && len(a.Files[f.name]) == 0 {
+			continue
+		}
 		path := own.path(f.dir, f.name)
 		if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, a.Files[f.name]) {
 			continue

@@ -75,5 +75,18 @@ func (s *Server) renewed(ctx context.Context, q *renewal, identity string) (*ans
 	if err != nil {
 		return nil, err
 	}
-	return s.material(ctx, have.Role, q.Node, q.CSR, settings)
+	a, err := s.material(ctx, have.Role, q.Node, q.CSR, settings)
+	if err != nil {
+		return nil, err
+	}
+	return a, s.recordAuthorities(ctx, q, a)
+}
+
+// recordAuthorities records which authorities the machine trusts, when it trusts those that it is told here: what else it
+// says is old, or somebody repeats it.
+func (s *Server) recordAuthorities(ctx context.Context, q *renewal, a *answer) error {
+	if q.Authorities == "" || !sameText(q.Authorities, a.authorities()) {
+		return nil
+	}
+	return SetAuthorities(ctx, s.Client, q.Node, q.Authorities)
 }

@@ -3,6 +3,7 @@ package join
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/url"
 	"os"
@@ -18,6 +19,12 @@ import (
 func (o Options) resume(ctx context.Context, m *membership.Membership, stretch *stretcher) error {
 	o.compare(m)
 	o.Role = m.Role
+	if err := o.checkDatastore(m); err != nil {
+		return err
+	}
+	if err := o.endJoining(); err != nil { // a cut after the membership left it
+		return err
+	}
 	if _, err := ensureIdentityOf(o, m); err != nil {
 		return err
 	}
@@ -44,6 +51,9 @@ func (o Options) resume(ctx context.Context, m *membership.Membership, stretch *
 		}
 		return o.rename(m)
 	}
+	if !o.known(m) {
+		return o.joinUnknown(ctx, stretch)
+	}
 	if m.Node != o.Node {
 		return o.joinRenamed(ctx, m, stretch)
 	}
@@ -67,6 +77,23 @@ func ensureIdentityOf(o Options, m *membership.Membership) (made bool, err error
 	return true, err
 }
 
+// known reports whether the machine has the identity that it joined with. One that lost it makes another on its way to
+// joining again, which a cut or a server that is away can end before the cluster knows it.
+func (o Options) known(m *membership.Membership) bool {
+	identity, err := Identity(o.Dir)
+	return err != nil || m.Identity == "" || m.Identity == identity
+}
+
+// joinUnknown joins again with an identity that the cluster does not know. Until that succeeded the old membership is on
+// the disk.
+func (o Options) joinUnknown(ctx context.Context, stretch *stretcher) error {
+	if o.ServerURL == "" || o.Token == "" {
+		return refuse(CodeIdentity, "this machine lost the identity by which its cluster knows it: to let it join again, give it cairn.server_url and a cairn.token that is good")
+	}
+	o.Log.Warn("join: again, because the cluster does not know this machine's identity")
+	return o.join(ctx, stretch)
+}
+
 // compare logs where the configuration differs from the membership.
 func (o Options) compare(m *membership.Membership) {
 	if o.Role != m.Role {
@@ -79,8 +106,47 @@ func (o Options) compare(m *membership.Membership) {
 		return
 	}
 	for _, c := range m.Settings.Conflicts(*o.Settings) {
+		if c.Key == membership.KeyDatastore {
+			continue // see checkDatastore
+		}
 		o.Log.Warn("join: a setting of the cluster is fixed when it begins; this machine follows the cluster", "key", c.Key, "configured", c.Own, "cluster", c.Cluster)
 	}
+}
+
+// checkDatastore keeps a server from going on with another datastore than its cluster's. It would not follow the cluster, as
+// with other settings, but serve another state under the cluster's name, in which none of the running pods are.
+func (o Options) checkDatastore(m *membership.Membership) error {
+	if m.Role != membership.Server || o.Settings == nil {
+		return nil
+	}
+	have, want := m.Settings.Datastore, o.Settings.Datastore
+	if have == "" || want == "" || have == want {
+		return nil
+	}
+	return refuse(CodeConfig, "%s is %v here, and this server's cluster keeps its state in %v: put the configuration back. "+
+		"A cluster does not move to another datastore; \"cairnctl reset\" makes this machine begin anew", membership.KeyDatastore, want, have)
+}
+
+// mendIdentity sets a damaged identity aside where the machine can get another. A server makes one by itself, for it has
+// the authorities' keys anyway, and so does a machine that belongs to no cluster yet, for which m is nil. The cluster knows
+// the others by theirs alone: they need a token to be known by another. A cut after it leaves an identity that was lost.
+func (o Options) mendIdentity(m *membership.Membership) error {
+	path := IdentityFile(o.Dir)
+	_, err := loadIdentity(path)
+	if !errors.Is(err, errDamaged) {
+		return nil // what else is wrong with it, whoever needs it says
+	}
+	again := m != nil && m.Role != membership.Server
+	if again && (o.ServerURL == "" || o.Token == "") {
+		return refuse(CodeIdentity, "%v, and the cluster knows this machine by it: to let it join again, give it cairn.server_url and a cairn.token that is good", err)
+	}
+	o.Log.Error("join: this machine gets another identity", "error", err, "kept", asideOf(path))
+	if again {
+		o.Status(fmt.Sprintf("%v: this machine joins its cluster again", err))
+	} else {
+		o.Status(fmt.Sprintf("%v: this machine makes another", err))
+	}
+	return setAside(path)
 }
 
 // lacking returns a file that the machine should have and has not, or "".
@@ -116,6 +182,9 @@ func (o Options) lost() string {
 func (o Options) rename(m *membership.Membership) error {
 	if m.Node == o.Node {
 		return nil
+	}
+	if err := checkNodeName(o.Node); err != nil {
+		return err
 	}
 	o.Log.Warn("join: this server has a new name; remove the old node with kubectl", "was", m.Node, "is", o.Node)
 	m.Node = o.Node

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -19,8 +20,9 @@ import (
 
 // Pauses between tries. What only a person can change is tried again as well: it may be changed at the other end.
 const (
-	firstPause = 2 * time.Second
-	maxPause   = 30 * time.Second
+	firstPause   = 2 * time.Second
+	maxPause     = 10 * time.Second // a server that starts, or a switch, is there soon
+	refusalPause = 30 * time.Second
 	// longestWait bounds how long a server can make a machine wait.
 	longestWait = 5 * time.Minute
 )
@@ -41,9 +43,11 @@ type Options struct {
 	Life     time.Duration // see pki.Options
 
 	// ObtainNode gets an agent's kubelet-client and kubelet-server certificates through the CSR API into
-	// Dir/node/tls. It proves with bootstrap who it is, and ca is the PEM form of the only CA to trust for servers, which
-	// are host:port. It may be called again after an error, and keeps certificates that are good.
-	ObtainNode func(ctx context.Context, bootstrap tls.Certificate, servers []string, ca []byte) error
+	// Dir/node/tls. It proves with bootstrap who it is to the servers, which are host:port and show that they are the cluster's
+	// by the server-ca that is there. It may be called again after an error, and keeps certificates that are good.
+	ObtainNode func(ctx context.Context, bootstrap tls.Certificate, servers []string, s membership.Settings) error
+	// Clock is the machine's, which is set by the cluster's when nobody else set it. nil: it stays as it is.
+	Clock Clock
 	// Status takes a sentence for the machine's owner: what is waited for, or what to change. nil: nobody.
 	Status func(string)
 	Log    *slog.Logger // nil: none
@@ -104,22 +108,23 @@ func Run(ctx context.Context, o Options) error {
 	o = o.withDefaults()
 	var stretch stretcher
 	wait := firstPause
-	for {
+	for clockSet := false; ; {
 		err := o.attempt(ctx, &stretch)
+		if !clockSet {
+			if clockSet, err = o.followClock(ctx, &stretch, err); clockSet {
+				continue
+			}
+		}
 		if err == nil {
 			return nil
 		}
 		if ctx.Err() != nil {
 			return fmt.Errorf("join: %w", err)
 		}
-		this := wait
+		this := pauseAfter(err, wait)
 		wait = min(2*wait, maxPause)
 		if IsRefusal(err) {
-			this, wait = maxPause, firstPause
-		}
-		var l *later
-		if errors.As(err, &l) {
-			this = min(max(this, l.after), longestWait)
+			wait = firstPause
 		}
 		o.Log.Warn("join: not yet", "error", err, "again", this)
 		what := "cannot join"
@@ -133,24 +138,49 @@ func Run(ctx context.Context, o Options) error {
 	}
 }
 
+// pauseAfter is how long to wait after err, when nothing else is known for wait. Machines that were switched on together
+// must not go on asking together.
+func pauseAfter(err error, wait time.Duration) time.Duration {
+	if IsRefusal(err) {
+		return refusalPause
+	}
+	some := rand.N(wait/4 + 1)
+	var l *later
+	if errors.As(err, &l) && l.after > wait-some {
+		return min(l.after+some, longestWait)
+	}
+	return wait - some
+}
+
 // attempt does all that is to be done, once.
 func (o Options) attempt(ctx context.Context, stretch *stretcher) error {
 	m, err := membership.Load(o.membershipFile())
-	switch {
-	case err == nil:
-		return o.resume(ctx, m, stretch)
-	case !errors.Is(err, fs.ErrNotExist):
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return refuse(CodeConfig, "%v: restore the file, or return the machine to its factory state with \"cairnctl reset\"", err)
+	}
+	if err := o.mendIdentity(m); err != nil {
+		return err
+	}
+	if m != nil {
+		return o.resume(ctx, m, stretch)
+	}
+	joining, err := o.joining()
+	if err != nil {
+		return err
+	}
+	if joining != "" && o.ServerURL == "" {
+		return refuse(CodeConfig, "this machine has begun to join the cluster of %s, whose files it has in part, so it does not begin a cluster of its own: "+
+			"give it cairn.server_url again, or return it to its factory state with \"cairnctl reset\"", joining)
 	}
 	legacy, err := o.earlier()
 	if err != nil {
 		return err
 	}
 	switch {
-	case legacy:
+	case legacy && joining == "":
 		return o.adopt(ctx, stretch)
 	case o.ServerURL != "":
-		return o.join(ctx, stretch)
+		return o.enter(ctx, stretch)
 	case o.Role == membership.Server:
 		return o.found()
 	}
@@ -206,6 +236,9 @@ func (o Options) foundedMembership() (*membership.Membership, error) {
 
 // found begins a cluster.
 func (o Options) found() error {
+	if err := checkNodeName(o.Node); err != nil { // nobody else looks at the first server's
+		return err
+	}
 	m, err := o.foundedMembership()
 	if err != nil {
 		return err
@@ -262,8 +295,11 @@ func (o Options) ensurePKI(m *membership.Membership) error {
 	return err
 }
 
-// save writes the membership: from then on the machine belongs to the cluster.
+// save writes the membership: from then on the machine belongs to the cluster, and is no more on its way.
 func (o Options) save(m *membership.Membership) error {
+	if identity, err := Identity(o.Dir); err == nil { // an earlier release's first server has none yet
+		m.Identity = identity
+	}
 	data, err := m.Encode()
 	if err != nil {
 		return err
@@ -274,5 +310,5 @@ func (o Options) save(m *membership.Membership) error {
 	if err := o.write(o.membershipFile(), data, 0o600); err != nil {
 		return fmt.Errorf("save membership: %w", err)
 	}
-	return nil
+	return o.endJoining()
 }

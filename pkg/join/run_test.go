@@ -3,6 +3,9 @@ package join
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"io/fs"
@@ -14,6 +17,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/util/keyutil"
 
 	"github.com/cairn-os/cairn/pkg/membership"
 	"github.com/cairn-os/cairn/pkg/pki"
@@ -215,15 +219,194 @@ func TestDamage(t *testing.T) {
 	if err := run(t, o); !IsRefusal(err) || !strings.Contains(err.Error(), "cairnctl reset") {
 		t.Errorf("Run with a damaged membership = %v", err)
 	}
-	bad, _ := c.machine(membership.Agent, "b", c.token(token.Agent))
-	if err := os.MkdirAll(bad.path("node"), 0o700); err != nil {
+}
+
+// TestDamagedIdentity lets a server, and a machine that belongs to no cluster, make another identity; an agent and a witness
+// join again by a token. The damaged file is kept.
+func TestDamagedIdentity(t *testing.T) {
+	c := newCluster(t)
+	machines := byte(0)
+	for _, tt := range []struct {
+		name  string
+		role  membership.Role
+		begun bool // it began its cluster
+		state string
+		again bool // it has to join again
+	}{
+		{"founder", membership.Server, true, "member", false},
+		{"server", membership.Server, false, "member", false},
+		{"agent", membership.Agent, false, "member", true},
+		{"witness", membership.Witness, false, "member", true},
+		{"newcomer", membership.Agent, false, "", false},
+		{"founder-cut", membership.Server, true, "", false},
+		{"server-cut", membership.Server, false, "joining", false},
+	} {
+		for damage, content := range map[string]string{"junk": "junk", "empty": "", "other": otherKey(t)} {
+			t.Run(tt.name+"-"+damage, func(t *testing.T) {
+				o, status := c.machine(tt.role, tt.name+"-"+damage, c.token(token.Server))
+				machines++
+				o.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{198, 51, 100, machines})}
+				if tt.begun {
+					o.ServerURL, o.Token = "", ""
+				}
+				mustRun(t, o)
+				before := identityOf(t, o)
+				if tt.state != "member" {
+					if err := o.unjoin(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if tt.state == "joining" {
+					if err := os.WriteFile(o.joiningFile(), []byte(o.ServerURL), 0o600); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := os.WriteFile(IdentityFile(o.Dir), []byte(content), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				var said []string
+				o.Status = func(s string) { *status = s; said = append(said, s) }
+				if tt.again {
+					for _, without := range []func(*Options){func(o *Options) { o.Token = "" }, func(o *Options) { o.ServerURL = "" }} {
+						p := o
+						without(&p)
+						err := run(t, p)
+						var r *Refusal
+						if !errors.As(err, &r) || r.Code != CodeIdentity || !strings.Contains(*status, "is damaged") || !strings.Contains(*status, "cairn.token") {
+							t.Errorf("Run without a token = %v, status %q", err, *status)
+						}
+						if have, err := os.ReadFile(IdentityFile(o.Dir)); err != nil || string(have) != content {
+							t.Errorf("the damaged file did not stay: %v", err)
+						}
+					}
+				}
+				if tt.again { // the server is away at first
+					c.server.TLSDir = t.TempDir()
+					if err := run(t, o); err == nil || IsRefusal(err) {
+						t.Errorf("Run without a server = %v", err)
+					}
+					c.server.TLSDir = c.dir + "/" + serverTLS
+					without := o
+					without.Token = ""
+					if err := run(t, without); !IsRefusal(err) || !strings.Contains(err.Error(), "lost the identity") {
+						t.Errorf("Run with an identity that the cluster does not know = %v", err)
+					}
+				}
+				c.await(t, o)
+				if !strings.Contains(strings.Join(said, "\n"), IdentityFile(o.Dir)+" is damaged") {
+					t.Errorf("said %q; want what is damaged", said)
+				}
+				if identityOf(t, o) == before {
+					t.Error("the identity is the same")
+				}
+				if have, err := os.ReadFile(IdentityFile(o.Dir) + ".damaged"); err != nil || string(have) != content {
+					t.Errorf("the damaged file was not kept: %q, %v", have, err)
+				}
+				m := mustRun(t, o)
+				if m.Founded != tt.begun || lackingAny(t, o) {
+					t.Errorf("membership %+v, files %v", m, files(t, o.Dir))
+				}
+				if tt.again && c.identityOf(o.Node) != identityOf(t, o) {
+					t.Error("the cluster knows another identity")
+				}
+			})
+		}
+	}
+}
+
+// await lets the machine try until the cluster gives it its name, which another identity had.
+func (c *cluster) await(t *testing.T, o Options) {
+	t.Helper()
+	if took, err := c.again(t, o, 10*time.Minute, nil); err != nil {
+		t.Fatalf("after %v: %v", took, err)
+	}
+}
+
+// otherKey is a key that is no identity.
+func otherKey(t *testing.T) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(IdentityFile(bad.Dir), []byte("junk"), 0o600); err != nil {
+	data, err := keyutil.MarshalPrivateKeyToPEM(key)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := run(t, bad); err == nil {
-		t.Error("a damaged identity was replaced")
+	return string(data)
+}
+
+// TestUnreadableIdentity does not take a file for damaged that it may not read.
+func TestUnreadableIdentity(t *testing.T) {
+	o := first(t)
+	if err := os.MkdirAll(IdentityFile(o.Dir), 0o700); err != nil { // a directory
+		t.Fatal(err)
+	}
+	if err := run(t, o); err == nil {
+		t.Error("Run with a directory for an identity succeeded")
+	}
+	if _, err := os.Stat(IdentityFile(o.Dir) + ".damaged"); err == nil {
+		t.Error("it was set aside")
+	}
+}
+
+// TestFounderName refuses the names that joining machines may not have either, and goes on with one that it has.
+func TestFounderName(t *testing.T) {
+	for name, want := range map[string]string{"192.0.2.1": "address", "localhost": "Service", "kubernetes": "Service", "kubernetes.default.svc": "Service", "a_b": "a_b", "": "hostname"} {
+		o := first(t)
+		o.Node = name
+		wantRefusal(t, o, run(t, o), CodeName, want)
+		if got := files(t, o.Dir); len(got) > 0 {
+			t.Errorf("%q: files %v; want none", name, got)
+		}
+	}
+	o := first(t)
+	mustRun(t, o)
+	o.Node = "localhost"
+	var r *Refusal
+	if err := run(t, o); !errors.As(err, &r) || r.Code != CodeName {
+		t.Errorf("Run of a server that was renamed to localhost = %v", err)
+	}
+	m, err := membership.Load(o.membershipFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Node = "localhost" // as an earlier release let it
+	if err := m.Save(o.membershipFile()); err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, o)
+}
+
+// TestDatastoreStays keeps a server of a cluster from serving another state.
+func TestDatastoreStays(t *testing.T) {
+	c := newCluster(t)
+	joined, _ := c.machine(membership.Server, "s", c.token(token.Server))
+	begun := first(t)
+	begun.Settings = &membership.Settings{Datastore: membership.Etcd}
+	for o, other := range map[*Options]membership.Datastore{&joined: membership.MySQL, &begun: membership.OwnStore} {
+		m := mustRun(t, *o)
+		have := o.Settings.Datastore
+		if m.Settings.Datastore != have {
+			t.Errorf("the membership says %q; want %q", m.Settings.Datastore, have)
+		}
+		o.Settings = &membership.Settings{Datastore: other}
+		err := run(t, *o)
+		var r *Refusal
+		if !errors.As(err, &r) || r.Code != CodeConfig {
+			t.Fatalf("Run with another datastore = %v", err)
+		}
+		for _, part := range []string{"cairn.datastore", other.String(), have.String(), "cairnctl reset"} {
+			if !strings.Contains(r.Text, part) {
+				t.Errorf("refusal %q; want it to tell %q", r.Text, part)
+			}
+		}
+		// A membership that does not know is of a release that did not ask.
+		m.Settings.Datastore = ""
+		if err := m.Save(o.membershipFile()); err != nil {
+			t.Fatal(err)
+		}
+		mustRun(t, *o)
 	}
 }
 
@@ -416,11 +599,11 @@ func TestObtainNodeFails(t *testing.T) {
 	c := newCluster(t)
 	o, _ := c.machine(membership.Agent, "a", c.token(token.Agent))
 	obtain := o.ObtainNode
-	o.ObtainNode = func(context.Context, tls.Certificate, []string, []byte) error { return fs.ErrPermission }
+	o.ObtainNode = func(context.Context, tls.Certificate, []string, membership.Settings) error { return fs.ErrPermission }
 	if err := run(t, o); !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("Run = %v", err)
 	}
-	o.ObtainNode = func(context.Context, tls.Certificate, []string, []byte) error { return nil } // and wrote nothing
+	o.ObtainNode = func(context.Context, tls.Certificate, []string, membership.Settings) error { return nil } // and wrote nothing
 	if err := run(t, o); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Run = %v", err)
 	}

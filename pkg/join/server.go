@@ -157,6 +157,10 @@ func asProblem(err error) problem {
 	if errors.As(err, &c) {
 		return problem{codeClock, c.Error()}
 	}
+	var b *busyError
+	if errors.As(err, &b) {
+		return problem{codeUnavailable, b.Error()}
+	}
 	return problem{codeUnavailable, "the server cannot read or change the cluster's state at the moment"}
 }
 
@@ -287,13 +291,19 @@ func (s *Server) join(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	}
 	log := s.Log.With("from", r.RemoteAddr, "token", o.token.ID, "node", logged(o.request.Node), "role", logged(string(o.request.Role)))
 	a, err := s.admit(ctx, o)
-	if err != nil {
+	switch {
+	case err == nil:
+		log.Info("join: admitted", "identity", o.identity)
+	case asksTime(err):
+		log.Info("join: told the time")
+	default:
 		log.Warn("join: refused", "error", err)
+	}
+	if err != nil {
 		p := asProblem(err)
 		a = &answer{Problem: &p}
-	} else {
-		log.Info("join: admitted", "identity", o.identity)
 	}
+	a.Time = s.Now()
 	if err := s.reply(w, o, a); err != nil {
 		return s.unavailable(w, r, err)
 	}

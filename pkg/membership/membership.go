@@ -49,6 +49,9 @@ type Membership struct {
 	// StorePeers are host:port of the store's members to join by. Empty on the first server, and where the store is elsewhere.
 	StorePeers []string `json:"storePeers"`
 	Settings   Settings `json:"settings"`
+	// Identity is the hash of the identity that the machine joined with: who lost that one since is not known to the cluster
+	// by another. Empty: not known.
+	Identity string `json:"identity,omitempty"`
 }
 
 // Load reads the file at path. The error wraps fs.ErrNotExist when the machine belongs to no cluster yet. Unknown fields

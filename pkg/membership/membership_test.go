@@ -32,8 +32,8 @@ func TestSaveAndLoad(t *testing.T) {
 	}
 	founded := &Membership{Role: Server, Node: "shop-1", Founded: true, Settings: Settings{
 		PodCIDRs: prefixes("10.42.0.0/16", "fd42::/56"), ServiceCIDRs: prefixes("10.43.0.0/16", "fd43::/112"),
-		Flannel: "wireguard", ClusterDomain: "shop.example",
-	}}
+		Flannel: "wireguard", ClusterDomain: "shop.example", Datastore: Postgres,
+	}, Identity: "00ff"}
 	for _, want := range []*Membership{agent(), founded} {
 		if err := want.Save(path); err != nil {
 			t.Fatal(err)
@@ -99,6 +99,8 @@ func TestValidate(t *testing.T) {
 		{"overlap", func(m *Membership) { m.Settings.ServiceCIDRs = prefixes("10.42.128.0/20") }, "overlap"},
 		{"flannel", func(m *Membership) { m.Settings.Flannel = "udp" }, keyFlannel},
 		{"domain", func(m *Membership) { m.Settings.ClusterDomain = "a b" }, keyDomain},
+		{"datastore", func(m *Membership) { m.Settings.Datastore = "paper" }, KeyDatastore},
+		{"datastore not known", func(m *Membership) { m.Settings.Datastore = "" }, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := agent()
@@ -132,6 +134,28 @@ func TestSettings(t *testing.T) {
 	}
 	if got := s.Conflicts(Settings{}); got != nil {
 		t.Errorf("Conflicts of an empty configuration = %v", got)
+	}
+	for _, tt := range []struct {
+		own, cluster Datastore
+		want         string
+	}{
+		{OwnStore, OwnStore, ""},
+		{MySQL, MySQL, ""},
+		{"", Etcd, ""},     // an agent
+		{OwnStore, "", ""}, // not known
+		{OwnStore, Etcd, "cairn.datastore is the servers' own store here and an etcd cluster in the cluster"},
+		{Postgres, MySQL, "cairn.datastore is PostgreSQL here and MySQL or MariaDB in the cluster"},
+	} {
+		got := ""
+		for _, c := range (Settings{Datastore: tt.cluster}).Conflicts(Settings{Datastore: tt.own}) {
+			got += c.String()
+		}
+		if got != tt.want {
+			t.Errorf("conflict of %q with %q = %q; want %q", tt.own, tt.cluster, got, tt.want)
+		}
+	}
+	if got := (Settings{}).Or(Settings{Datastore: Etcd}).Datastore; got != Etcd {
+		t.Errorf("Or gives the datastore %q", got)
 	}
 	filled := own.Or(s)
 	if filled.Flannel != "vxlan" || list(filled.PodCIDRs) != "10.50.0.0/16" || list(filled.ServiceCIDRs) != "10.43.0.0/16" {

@@ -14,6 +14,41 @@ type Settings struct {
 	ServiceCIDRs  []netip.Prefix `json:"serviceCIDRs"`  // one, or one per family
 	Flannel       string         `json:"flannel"`       // vxlan, host-gw, wireguard, none
 	ClusterDomain string         `json:"clusterDomain"` // of Services
+	// Datastore is where the servers keep Kubernetes' state. Empty: not known, or, as the wish of an agent, of no interest.
+	Datastore Datastore `json:"datastore,omitempty"`
+}
+
+// Datastore is the kind of place where servers keep Kubernetes' state. The kind is all that can be compared: two servers
+// may reach one database by other names, through a proxy of their own, as other users, or know some members of an etcd
+// cluster each.
+type Datastore string
+
+// The kinds.
+const (
+	OwnStore Datastore = "own" // the servers' own
+	Etcd     Datastore = "etcd"
+	Postgres Datastore = "postgres"
+	MySQL    Datastore = "mysql"
+)
+
+// String is what people call it; "" when it is not known.
+func (d Datastore) String() string {
+	switch d {
+	case OwnStore:
+		return "the servers' own store"
+	case Etcd:
+		return "an etcd cluster"
+	case Postgres:
+		return "PostgreSQL"
+	case MySQL:
+		return "MySQL or MariaDB"
+	}
+	return string(d)
+}
+
+// Known reports whether d is one of the kinds.
+func (d Datastore) Known() bool {
+	return slices.Contains([]Datastore{OwnStore, Etcd, Postgres, MySQL}, d)
 }
 
 // DefaultSettings are those of a cluster whose configuration says nothing.
@@ -23,6 +58,7 @@ func DefaultSettings() Settings {
 		ServiceCIDRs:  []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
 		Flannel:       "vxlan",
 		ClusterDomain: "cluster.local",
+		Datastore:     OwnStore,
 	}
 }
 
@@ -39,6 +75,9 @@ func (s Settings) Or(other Settings) Settings {
 	}
 	if s.ClusterDomain == "" {
 		s.ClusterDomain = other.ClusterDomain
+	}
+	if s.Datastore == "" {
+		s.Datastore = other.Datastore
 	}
 	return s
 }
@@ -83,6 +122,9 @@ func (s Settings) Validate() error {
 	if s.ClusterDomain == "" || strings.ContainsAny(s.ClusterDomain, " /:\n") || len(s.ClusterDomain) > 253 {
 		return fmt.Errorf("%s %q is no domain", keyDomain, s.ClusterDomain)
 	}
+	if s.Datastore != "" && !s.Datastore.Known() {
+		return fmt.Errorf("%s %q is of no kind that this release knows", KeyDatastore, string(s.Datastore))
+	}
 	return nil
 }
 
@@ -92,6 +134,8 @@ const (
 	keyServices = "cairn.cluster.service_cidr"
 	keyFlannel  = "cairn.cluster.flannel"
 	keyDomain   = "cairn.cluster.cluster_domain"
+	// KeyDatastore has no value of the cluster to follow: who conflicts there must not go on.
+	KeyDatastore = "cairn.datastore"
 )
 
 func checkCIDRs(key string, all []netip.Prefix) error {
@@ -122,11 +166,11 @@ func (c Conflict) String() string {
 }
 
 // Conflicts compares what a machine's own configuration says with s, the cluster's. Fields that own leaves empty are the
-// cluster's.
+// cluster's; what is not known of the cluster contradicts nothing.
 func (s Settings) Conflicts(own Settings) []Conflict {
 	var all []Conflict
 	add := func(key, mine, cluster string) {
-		if mine != "" && mine != cluster {
+		if mine != "" && cluster != "" && mine != cluster {
 			all = append(all, Conflict{key, mine, cluster})
 		}
 	}
@@ -134,6 +178,7 @@ func (s Settings) Conflicts(own Settings) []Conflict {
 	add(keyServices, list(own.ServiceCIDRs), list(s.ServiceCIDRs))
 	add(keyFlannel, own.Flannel, s.Flannel)
 	add(keyDomain, own.ClusterDomain, s.ClusterDomain)
+	add(KeyDatastore, own.Datastore.String(), s.Datastore.String())
 	return all
 }
 

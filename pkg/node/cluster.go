@@ -90,23 +90,6 @@ func (n *node) setServers(all []string) error {
 	return n.balancer.Set(all)
 }
 
-// nodeAddresses returns the address of the machine that the node has in each family of the cluster's pod networks.
-func nodeAddresses(addresses []netip.Addr, s membership.Settings) ([]netip.Addr, error) {
-	v4, v6 := pki.Primary(addresses)
-	var all []netip.Addr
-	for _, pods := range s.PodCIDRs {
-		own, family := v4, "IPv4"
-		if pods.Addr().Is6() {
-			own, family = v6, "IPv6"
-		}
-		if !own.IsValid() {
-			return nil, fmt.Errorf("the cluster has the pod network %v and this machine no %s address: %w", pods, family, pki.ErrNoAddress)
-		}
-		all = append(all, own)
-	}
-	return all, nil
-}
-
 // withJoined adds the address by which the machine joined: servers behind a router know only their inner addresses.
 func (n *node) withJoined(all []string) []string {
 	if n.Server == "" || slices.Contains(all, n.Server) {
@@ -141,20 +124,34 @@ func (n *node) runTunnel(ctx context.Context) error {
 
 // keepCertificates renews an agent's certificates; a server's control plane renews those of its own node.
 func (n *node) keepCertificates(ctx context.Context) error {
-	return nodecert.Keep(ctx, nodecert.Options{
+	return nodecert.Keep(ctx, n.certificateOptions())
+}
+
+func (n *node) certificateOptions() nodecert.Options {
+	return nodecert.Options{
 		Node: n.Name, Dir: n.TLSDir, Server: "https://" + balancerAddress,
-		Addresses: func() ([]netip.Addr, error) { return pki.Addresses(n.NodeIPs...) },
-		Bootstrap: n.bootstrap, Floor: n.ClockFloor, Log: n.log,
-	})
+		Addresses: func() ([]netip.Addr, error) {
+			all, err := pki.Addresses(n.NodeIPs...)
+			if err != nil {
+				return nil, err
+			}
+			return pki.NodeAddresses(all, n.Settings.PodCIDRs)
+		},
+		Bootstrap: n.bootstrap, Floor: n.ClockFloor, Log: n.log, Lock: &n.renewing,
+	}
 }
 
 // bootstrap gets a certificate to obtain others with. After a year without power the machine's own identity is all that
 // is left to show.
 func (n *node) bootstrap(ctx context.Context) (tls.Certificate, error) {
-	c, _, err := join.Renew(ctx, join.RenewOptions{
-		Role: n.Role, Node: n.Name, Servers: n.servers.get(), Dir: filepath.Dir(n.StateDir), Floor: n.ClockFloor, Log: n.log,
-	})
+	c, _, err := join.Renew(ctx, n.renewOptions())
 	return c, err
+}
+
+func (n *node) renewOptions() join.RenewOptions {
+	return join.RenewOptions{
+		Role: n.Role, Node: n.Name, Servers: n.servers.get(), Dir: filepath.Dir(n.StateDir), Floor: n.ClockFloor, Log: n.log,
+	}
 }
 
 // keepMembership notices when an agent was removed from the cluster, has it join again, which takes a token that is good,

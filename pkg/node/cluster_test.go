@@ -1,14 +1,10 @@
 package node
 
 import (
-	"net/netip"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	discoveryv1 "k8s.io/api/discovery/v1"
-
-	"github.com/cairn-os/cairn/pkg/membership"
 )
 
 func TestServersOf(t *testing.T) {
@@ -33,41 +29,6 @@ func TestServersOf(t *testing.T) {
 	} {
 		if diff := cmp.Diff(tt.want, serversOf(tt.all)); diff != "" {
 			t.Errorf("%s: serversOf (-want +got):\n%s", tt.name, diff)
-		}
-	}
-}
-
-func TestNodeAddresses(t *testing.T) {
-	addresses := func(all ...string) (out []netip.Addr) {
-		for _, a := range all {
-			out = append(out, netip.MustParseAddr(a))
-		}
-		return out
-	}
-	settings := func(pods ...string) (s membership.Settings) {
-		for _, p := range pods {
-			s.PodCIDRs = append(s.PodCIDRs, netip.MustParsePrefix(p))
-		}
-		return s
-	}
-	for _, tt := range []struct {
-		name     string
-		have     []netip.Addr
-		settings membership.Settings
-		want     []netip.Addr
-		problem  string
-	}{
-		{"one family", addresses("10.0.0.7", "fd00::7"), settings("10.42.0.0/16"), addresses("10.0.0.7"), ""},
-		{"both", addresses("fd00::7", "10.0.0.7"), settings("10.42.0.0/16", "fd42::/56"), addresses("10.0.0.7", "fd00::7"), ""},
-		{"IPv6 first", addresses("10.0.0.7", "fd00::7"), settings("fd42::/56", "10.42.0.0/16"), addresses("fd00::7", "10.0.0.7"), ""},
-		{"a family lacks", addresses("10.0.0.7"), settings("10.42.0.0/16", "fd42::/56"), nil, "no IPv6 address"},
-	} {
-		got, err := nodeAddresses(tt.have, tt.settings)
-		if (err != nil) != (tt.problem != "") || err != nil && !strings.Contains(err.Error(), tt.problem) {
-			t.Errorf("%s: nodeAddresses = %v; want %q", tt.name, err, tt.problem)
-		}
-		if diff := cmp.Diff(tt.want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
-			t.Errorf("%s: nodeAddresses (-want +got):\n%s", tt.name, diff)
 		}
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -97,7 +98,7 @@ func Run(ctx context.Context, log *slog.Logger, o Options, ready func() error) e
 		return err
 	}
 	n := &node{Options: o, log: log}
-	if n.addresses, err = nodeAddresses(addresses, o.Settings); err != nil {
+	if n.addresses, err = pki.NodeAddresses(addresses, o.Settings.PodCIDRs); err != nil {
 		return err
 	}
 	if err := n.prepare(); err != nil {
@@ -123,6 +124,7 @@ type node struct {
 	balancer  *balancer.Balancer
 	addresses []netip.Addr // the primary one of each family
 	servers   servers
+	renewing  sync.Mutex // held by who renews an agent's certificates
 }
 
 // parts are what runs until the node stops; all but the balancer wait for the cluster by themselves.
@@ -150,6 +152,7 @@ func (n *node) parts(ready func() error) map[string]func(context.Context) error 
 	}
 	if n.Role == membership.Agent {
 		parts["certificates"] = n.keepCertificates
+		parts["authorities"] = n.followAuthorities
 		parts["membership"] = n.keepMembership
 	}
 	return parts

@@ -185,13 +185,20 @@ func (c *cluster) authenticate(r *http.Request) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	roots := x509.NewCertPool()
-	roots.AddCert(certs[0])
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	for _, c := range certs {
+		roots.AddCert(c)
+	}
 	if len(r.TLS.PeerCertificates) == 0 {
 		return "", fmt.Errorf("no certificate")
 	}
+	for _, c := range r.TLS.PeerCertificates[1:] {
+		between.AddCert(c)
+	}
 	peer := r.TLS.PeerCertificates[0]
-	_, err = peer.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: c.clock(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	_, err = peer.Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: between, CurrentTime: c.clock(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
 	return peer.Subject.CommonName, err
 }
 

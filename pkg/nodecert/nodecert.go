@@ -7,6 +7,10 @@
 // with its key: the next Ensure makes another, and the cluster clears such requests away.
 //
 // The life of the certificates is the cluster's to decide. Servers sign their own and do not need this package.
+//
+// While an authority is replaced, those trusted are two. A certificate by the one that does not sign any more is renewed
+// while it is still good. The cross certificate of the one that signs is put behind the certificates, so that who has not
+// heard of it yet believes them.
 package nodecert
 
 import (
@@ -21,9 +25,11 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/util/cert"
 
 	"github.com/cairn-os/cairn/pkg/atomicfile"
 	"github.com/cairn-os/cairn/pkg/pki"
@@ -39,11 +45,14 @@ type Options struct {
 	// Addresses returns those of the machine. While it fails the certificate to serve with stays as it is.
 	Addresses func() ([]netip.Addr, error)
 	// Bootstrap returns a certificate that may only request others. It is called when there is no valid one of the
-	// node's own.
+	// node's own. It may replace the authorities' certificates in Dir, and is called for that as well when another
+	// authority signed what came.
 	Bootstrap func(context.Context) (tls.Certificate, error)
-	Floor     time.Time // the earliest time that a correct clock can show; see pki.Options
-	Log       *slog.Logger
-	Now       func() time.Time // nil: time.Now
+	// Lock is held while Ensure works, for those that let it work from two sides. nil: none
+	Lock  sync.Locker
+	Floor time.Time // the earliest time that a correct clock can show; see pki.Options
+	Log   *slog.Logger
+	Now   func() time.Time // nil: time.Now
 
 	sleep    func(context.Context, time.Duration) // nil: by the clock
 	patience time.Duration                        // how long to wait for an answer to a request; 0: two minutes
@@ -73,11 +82,15 @@ func (o Options) now() time.Time {
 	return o.Floor
 }
 
-// Ensure requests what lacks, what has less than a third of its life left and what fits the node or its addresses no
-// more, and waits for the answers: up to two minutes for each, or until ctx ends. It returns the names of the files that
+// Ensure requests what lacks, what has less than a third of its life left, what fits the node or its addresses no more and
+// what another authority would sign now, and waits for the answers: up to two minutes for each, or until ctx ends. It returns the names of the files that
 // it wrote. An error that wraps ErrDenied lasts until a person acts; others may pass.
 func Ensure(ctx context.Context, o Options) (written []string, err error) {
 	o = o.withDefaults()
+	if o.Lock != nil {
+		o.Lock.Lock()
+		defer o.Lock.Unlock()
+	}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("node certificates: %w", err)
 	}
@@ -142,6 +155,9 @@ func (o Options) renewClient(ctx context.Context, client part, have *tls.Certifi
 	if err != nil {
 		return fmt.Errorf("begin anew: %w", err)
 	}
+	if client, err = o.clientPart(); err != nil { // the authorities may have been replaced while the machine was off
+		return err
+	}
 	return o.obtain(ctx, client, bootstrap)
 }
 
@@ -164,14 +180,35 @@ func (o Options) obtain(ctx context.Context, p part, by tls.Certificate) error {
 	if err != nil {
 		return err
 	}
+	if p, err = o.learn(ctx, p, answer); err != nil {
+		return err
+	}
 	if err := p.check(answer, key, o.now()); err != nil {
 		return fmt.Errorf("the cluster's answer: %w", err)
+	}
+	// The signer is Kubernetes', which knows nothing of cross certificates.
+	if answer, err = pki.WithCross(o.Dir, p.authority, answer); err != nil {
+		return err
 	}
 	data, err := pki.EncodePair(answer, key)
 	if err != nil {
 		return err
 	}
 	return atomicfile.Write(pki.PairFile(o.Dir, p.name), data, 0o600)
+}
+
+// learn returns p with the authorities as they are now when none of those before signed the answer: the one who did may
+// have taken their place since this machine looked last.
+func (o Options) learn(ctx context.Context, p part, answer []byte) (part, error) {
+	certs, err := cert.ParseCertsPEM(answer)
+	if err != nil || p.issued(certs[0]) || o.Bootstrap == nil {
+		return p, nil
+	}
+	if _, err := o.Bootstrap(ctx); err != nil {
+		return p, fmt.Errorf("ask for the cluster's authorities: %w", err)
+	}
+	p.issuers, err = authorities(o.Dir, p.authority)
+	return p, err
 }
 
 // look returns the pair on the disk, nil if there is none that can be used, and why another is needed, or "".

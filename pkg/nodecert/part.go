@@ -25,13 +25,15 @@ const signerBackdate = 5 * time.Minute
 
 // part is one of the two certificates.
 type part struct {
-	name     string
-	signer   string // that the cluster knows it by
-	issuers  []*x509.Certificate
-	usages   []certificatesv1.KeyUsage
-	extUsage x509.ExtKeyUsage
-	template x509.CertificateRequest
-	unknown  error // why the addresses in template are not known
+	name   string
+	signer string // that the cluster knows it by
+	// authority is the name of issuers, the first of which signs; the others are trusted as well while it is replaced.
+	authority string
+	issuers   []*x509.Certificate
+	usages    []certificatesv1.KeyUsage
+	extUsage  x509.ExtKeyUsage
+	template  x509.CertificateRequest
+	unknown   error // why the addresses in template are not known
 }
 
 func (o Options) subject() pkix.Name {
@@ -41,7 +43,7 @@ func (o Options) subject() pkix.Name {
 func (o Options) clientPart() (part, error) {
 	issuers, err := authorities(o.Dir, pki.ClientCA)
 	return part{
-		name: pki.KubeletClient, signer: certificatesv1.KubeAPIServerClientKubeletSignerName, issuers: issuers,
+		name: pki.KubeletClient, signer: certificatesv1.KubeAPIServerClientKubeletSignerName, authority: pki.ClientCA, issuers: issuers,
 		usages:   []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageClientAuth},
 		extUsage: x509.ExtKeyUsageClientAuth,
 		template: x509.CertificateRequest{Subject: o.subject()},
@@ -51,7 +53,7 @@ func (o Options) clientPart() (part, error) {
 func (o Options) servingPart() (part, error) {
 	issuers, err := authorities(o.Dir, pki.KubeletCA)
 	p := part{
-		name: pki.KubeletServer, signer: certificatesv1.KubeletServingSignerName, issuers: issuers,
+		name: pki.KubeletServer, signer: certificatesv1.KubeletServingSignerName, authority: pki.KubeletCA, issuers: issuers,
 		usages:   []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth},
 		extUsage: x509.ExtKeyUsageServerAuth,
 		template: x509.CertificateRequest{Subject: o.subject(), DNSNames: []string{o.Node}},
@@ -78,6 +80,8 @@ func (p part) problem(c *x509.Certificate, now time.Time) string {
 	switch {
 	case !p.issued(c):
 		return "another authority signed it"
+	case !pki.Current(p.issuers, c):
+		return "another authority signs now"
 	case !p.fits(c):
 		return "it names another node"
 	case !now.Before(c.NotAfter):

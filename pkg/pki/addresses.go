@@ -64,6 +64,25 @@ func Primary(addresses []netip.Addr) (v4, v6 netip.Addr) {
 	return v4, v6
 }
 
+// NodeAddresses returns the address of the machine that its node has in each family of the cluster's pod networks: of
+// addresses, in the order that Addresses gives, the first of each. The others are nobody's business: many machines have the
+// same one on a second network, of a service processor or a till's printer.
+func NodeAddresses(addresses []netip.Addr, pods []netip.Prefix) ([]netip.Addr, error) {
+	v4, v6 := Primary(addresses)
+	var all []netip.Addr
+	for _, p := range pods {
+		own, family := v4, "IPv4"
+		if p.Addr().Is6() {
+			own, family = v6, "IPv6"
+		}
+		if !own.IsValid() {
+			return nil, fmt.Errorf("the cluster has the pod network %v and this machine no %s address: %w", p, family, ErrNoAddress)
+		}
+		all = append(all, own)
+	}
+	return all, nil
+}
+
 // ErrAddressLost says that the address a component was started with is no longer the machine's, and that it has another.
 var ErrAddressLost = errors.New("the machine's address has changed")
 

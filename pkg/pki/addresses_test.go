@@ -175,3 +175,39 @@ func TestLost(t *testing.T) {
 		}
 	}
 }
+
+func TestNodeAddresses(t *testing.T) {
+	addresses := func(all ...string) (out []netip.Addr) {
+		for _, a := range all {
+			out = append(out, netip.MustParseAddr(a))
+		}
+		return out
+	}
+	networks := func(pods ...string) (all []netip.Prefix) {
+		for _, p := range pods {
+			all = append(all, netip.MustParsePrefix(p))
+		}
+		return all
+	}
+	for _, tt := range []struct {
+		name    string
+		have    []netip.Addr
+		pods    []netip.Prefix
+		want    []netip.Addr
+		problem string
+	}{
+		{"one family", addresses("10.0.0.7", "fd00::7"), networks("10.42.0.0/16"), addresses("10.0.0.7"), ""},
+		{"one family of several networks", addresses("10.0.0.7", "10.0.2.15", "fec0::1"), networks("10.42.0.0/16"), addresses("10.0.0.7"), ""},
+		{"both", addresses("fd00::7", "10.0.0.7"), networks("10.42.0.0/16", "fd42::/56"), addresses("10.0.0.7", "fd00::7"), ""},
+		{"IPv6 first", addresses("10.0.0.7", "fd00::7"), networks("fd42::/56", "10.42.0.0/16"), addresses("fd00::7", "10.0.0.7"), ""},
+		{"a family lacks", addresses("10.0.0.7"), networks("10.42.0.0/16", "fd42::/56"), nil, "no IPv6 address"},
+	} {
+		got, err := NodeAddresses(tt.have, tt.pods)
+		if (err != nil) != (tt.problem != "") || err != nil && !strings.Contains(err.Error(), tt.problem) {
+			t.Errorf("%s: NodeAddresses = %v; want %q", tt.name, err, tt.problem)
+		}
+		if diff := cmp.Diff(tt.want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+			t.Errorf("%s: NodeAddresses (-want +got):\n%s", tt.name, diff)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"k8s.io/client-go/util/keyutil"
 )
@@ -30,9 +31,11 @@ func (e *ensurer) all() error {
 	return nil
 }
 
-// authority loads or creates an authority, and puts its certificate without the key where others may read it.
+// authority loads or creates an authority, and puts its certificate without the key where others may read it. Other
+// certificates there stay, for they are of authorities to be trusted as well, before this one or after it: a power cut
+// between the writes of Succeed leaves the one that signs in another place than the first.
 func (e *ensurer) authority(name string) error {
-	p, err := load(PairFile(e.Dir, name))
+	p, err := loadIssuer(e.Dir, name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if p, err = e.createAuthority(name); err != nil {
@@ -42,11 +45,10 @@ func (e *ensurer) authority(name string) error {
 		return err // never replaced: what it signed would become worthless
 	}
 	e.authorities[name] = p
-	public := encodeCert(p.cert)
-	if have, err := os.ReadFile(CertFile(e.Dir, name)); err == nil && string(have) == string(public) {
-		return nil
-	}
-	return e.write(filepath.Base(CertFile(e.Dir, name)), public, 0o644)
+	_, err = e.trusted(name, func(have []*x509.Certificate) []*x509.Certificate {
+		return append([]*x509.Certificate{p.cert}, have...)
+	})
+	return err
 }
 
 func (e *ensurer) createAuthority(name string) (pair, error) {
@@ -58,15 +60,20 @@ func (e *ensurer) createAuthority(name string) (pair, error) {
 	if _, err := os.Lstat(CertFile(e.Dir, name)); err == nil {
 		return pair{}, fmt.Errorf("%s is lost, and a new one would not fit what it signed: restore it", path)
 	}
-	c := e.clock()
-	return e.create(name, &x509.Certificate{
-		Subject:               pkix.Name{CommonName: fmt.Sprintf("cairn-%s@%d", name, c.now().Unix())},
-		NotBefore:             c.notBefore(),
-		NotAfter:              c.now().Add(authorityLife),
+	return e.create(name, e.authorityTemplate(name, e.clock().now()), nil)
+}
+
+// authorityTemplate is an authority's certificate that begins now. The time in its name makes it another than its
+// predecessor's.
+func (o Options) authorityTemplate(name string, begin time.Time) *x509.Certificate {
+	return &x509.Certificate{
+		Subject:               pkix.Name{CommonName: fmt.Sprintf("cairn-%s@%d", name, begin.Unix())},
+		NotBefore:             o.clock().notBefore(),
+		NotAfter:              begin.Add(authorityLife),
 		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		BasicConstraintsValid: true,
 		IsCA:                  true,
-	}, nil)
+	}
 }
 
 func (e *ensurer) serviceAccountKey() error {

@@ -44,8 +44,13 @@ func retired() []string { return []string{"kube-proxy"} }
 // PairFile is the file of the certificate name and its key, below dir.
 func PairFile(dir, name string) string { return filepath.Join(dir, name+".pem") }
 
-// CertFile is the file of an authority's certificate without its key.
+// CertFile is the file of an authority's certificate without its key, for who trusts it. While the authority is replaced it
+// holds the certificates of both, the one that signs first. All of them are signed by themselves.
 func CertFile(dir, name string) string { return filepath.Join(dir, name+".crt") }
+
+// CrossFile is the file of the certificate by which the authority before vouches for the one that signs; see Succeed. It is
+// there after an authority was replaced.
+func CrossFile(dir, name string) string { return filepath.Join(dir, name+".cross") }
 
 // ServiceAccountKey is the file of the key that signs service account tokens.
 func ServiceAccountKey(dir string) string { return filepath.Join(dir, "service-account.key") }

@@ -108,11 +108,16 @@ func apiserverRequest(o Options) Request {
 // leaf renews the certificate l unless the one there still serves.
 func (e *ensurer) leaf(l leaf) error {
 	issuer := e.authorities[l.authority]
-	if have, err := load(PairFile(e.Dir, l.name)); err == nil && l.serves(have.cert, issuer.cert, e.clock()) {
+	if have, err := load(PairFile(e.Dir, l.name)); err == nil && have.follows(issuer.chain) && l.serves(have.cert, issuer.cert, e.clock()) {
 		return nil
 	}
 	_, err := e.create(l.name, l.template(issuer.cert), &issuer)
 	return err
+}
+
+// follows reports whether that is what comes after the pair's certificate in its file.
+func (p pair) follows(chain []*x509.Certificate) bool {
+	return slices.EqualFunc(p.chain, chain, (*x509.Certificate).Equal)
 }
 
 // serves reports whether have is what l asks for, signed by issuer, with a third of its life left or as long as the issuer.

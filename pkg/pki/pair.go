@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"os"
@@ -19,6 +20,13 @@ import (
 type pair struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
+	// chain follows the certificate in a leaf's file. That of an authority follows each leaf it signs.
+	chain []*x509.Certificate
+}
+
+// file is the content of the pair's file.
+func (p pair) file() ([]byte, error) {
+	return EncodePair(encodeCerts(append([]*x509.Certificate{p.cert}, p.chain...)), p.key)
 }
 
 func newKey() (*ecdsa.PrivateKey, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }
@@ -41,6 +49,14 @@ func encodeCert(c *x509.Certificate) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: cert.CertificateBlockType, Bytes: c.Raw})
 }
 
+func encodeCerts(all []*x509.Certificate) []byte {
+	var data []byte
+	for _, c := range all {
+		data = append(data, encodeCert(c)...)
+	}
+	return data
+}
+
 // EncodePair returns the content of a pair's file: the certificates, which are PEM already, and their key.
 func EncodePair(certs []byte, key *ecdsa.PrivateKey) ([]byte, error) {
 	data, err := keyutil.MarshalPrivateKeyToPEM(key)
@@ -56,19 +72,38 @@ func load(path string) (pair, error) {
 	if err != nil {
 		return pair{}, err
 	}
-	certs, err := cert.ParseCertsPEM(data)
+	p, err := parsePair(data, data)
 	if err != nil {
 		return pair{}, fmt.Errorf("%s: %w", path, err)
 	}
-	parsed, err := keyutil.ParsePrivateKeyPEM(data)
+	return p, nil
+}
+
+// parsePair reads a certificate, what follows it, and its key, all PEM.
+func parsePair(certificates, private []byte) (pair, error) {
+	certs, err := cert.ParseCertsPEM(certificates)
 	if err != nil {
-		return pair{}, fmt.Errorf("%s: %w", path, err)
+		return pair{}, err
+	}
+	parsed, err := keyutil.ParsePrivateKeyPEM(private)
+	if err != nil {
+		return pair{}, err
 	}
 	key, ok := parsed.(*ecdsa.PrivateKey)
 	if !ok || !key.PublicKey.Equal(certs[0].PublicKey) {
-		return pair{}, fmt.Errorf("%s: the key is not the certificate's", path)
+		return pair{}, errors.New("the key is not the certificate's")
 	}
-	return pair{certs[0], key}, nil
+	return pair{certs[0], key, certs[1:]}, nil
+}
+
+// loadIssuer reads an authority with its key, and the cross certificate that goes with what it signs.
+func loadIssuer(dir, name string) (pair, error) {
+	p, err := load(PairFile(dir, name))
+	if err != nil {
+		return pair{}, err
+	}
+	p.chain = crossOf(dir, name, p.cert)
+	return p, nil
 }
 
 // loadCert reads the first certificate of a file.

@@ -2,10 +2,21 @@
 // one leaf for each component.
 //
 // Every certificate shares a file with its key, so that one atomic write makes a pair that always fits: a power cut
-// between two writes leaves complete files, and the next Ensure creates the ones that lack. Authorities and the service
-// account key are never replaced, because what they signed would become worthless, and only the server that founded the
-// cluster creates them; leaves are replaced whenever they no longer serve. The Kubernetes components reread these files,
+// between two writes leaves complete files, and the next Ensure creates the ones that lack. Ensure never replaces the
+// authorities and the service account key, because what they signed would become worthless, and only the server that founded
+// the cluster creates them; leaves are replaced whenever they no longer serve. The Kubernetes components reread these files,
 // so a renewal needs no restart.
+//
+// The authorities are replaced by Successors, in three stages of the whole cluster: all trust the successors too (Trust),
+// the successors sign (Succeed), the authorities before are not trusted any more (Retire). Of an authority there are then
+//
+//	NAME.pem    the one that signs and its key, never more than one certificate
+//	NAME.crt    the certificates to trust, that of the one that signs first
+//	NAME.cross  a certificate of the one that signs, by the one before
+//
+// The third follows each leaf, in files and in what Sign returns. Who was off all the while, or has a kubeconfig of before,
+// and so trusts the old authority alone, goes on to believe the servers until that one would have ended. A machine that is
+// one stage behind or ahead of another speaks with it in both directions.
 package pki
 
 import (
@@ -102,8 +113,8 @@ func Interval(life time.Duration) time.Duration {
 	return min(time.Minute, life/10)
 }
 
-// Ensure creates what lacks and renews the leaves that have less than a third of their life left, or whose names or
-// authority changed. It returns the names of the files that it wrote. It may run at any time and any number of times,
+// Ensure creates what lacks and renews the leaves that have less than a third of their life left, or whose names, authority
+// or cross certificate changed. It returns the names of the files that it wrote. It may run at any time and any number of times,
 // and in one process at a time.
 func Ensure(o Options) (written []string, err error) {
 	o = o.withDefaults()
@@ -149,7 +160,7 @@ func EnsureLeaf(o Options, name string) (written []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	issuer, err := load(PairFile(o.Dir, l.authority))
+	issuer, err := loadIssuer(o.Dir, l.authority)
 	if err != nil {
 		return nil, fmt.Errorf("certificate authority %s: %w", l.authority, err)
 	}
@@ -162,7 +173,8 @@ func EnsureLeaf(o Options, name string) (written []string, err error) {
 
 // Serves reports whether the leaf on the disk is one that Ensure would keep. It needs the authority's certificate but
 // not its key, so it also tells a witness, whose certificate others sign, whether to ask for another. Of the store's
-// certificate a witness's serves as well.
+// certificate a witness's serves as well. One that an authority signed which is trusted and does not sign any more is in
+// use and does not serve. What follows the certificate counts where the file is that it comes from: a witness has none.
 func Serves(o Options, name string) (bool, error) {
 	o = o.withDefaults()
 	l, err := findLeaf(o, name)
@@ -175,6 +187,9 @@ func Serves(o Options, name string) (bool, error) {
 	}
 	have, err := load(PairFile(o.Dir, name))
 	if err != nil {
+		return false, nil
+	}
+	if cross := crossOf(o.Dir, l.authority, issuer); len(cross) > 0 && !have.follows(cross) {
 		return false, nil
 	}
 	return l.serves(have.cert, issuer, o.clock()) || name == Store && l.forWitness().serves(have.cert, issuer, o.clock()), nil
@@ -201,25 +216,27 @@ func (e *ensurer) write(name string, data []byte, mode fs.FileMode) error {
 	return nil
 }
 
-// create signs template for a new key with the issuer and writes both; without an issuer the key signs itself.
+// create signs template for a new key with the issuer and writes both, and what follows the issuer's leaves; without an
+// issuer the key signs itself.
 func (e *ensurer) create(name string, template *x509.Certificate, issuer *pair) (pair, error) {
 	key, err := newKey()
 	if err != nil {
 		return pair{}, err
 	}
 	if issuer == nil {
-		issuer = &pair{template, key}
+		issuer = &pair{cert: template, key: key}
 	}
 	c, err := issue(template, *issuer, key.Public())
 	if err != nil {
 		return pair{}, err
 	}
-	data, err := EncodePair(encodeCert(c), key)
+	p := pair{c, key, issuer.chain}
+	data, err := p.file()
 	if err != nil {
 		return pair{}, err
 	}
 	if err := e.write(filepath.Base(PairFile(e.Dir, name)), data, 0o600); err != nil {
 		return pair{}, err
 	}
-	return pair{c, key}, nil
+	return p, nil
 }

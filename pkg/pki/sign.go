@@ -48,13 +48,15 @@ func (r Request) template(issuer *x509.Certificate) *x509.Certificate {
 	}
 }
 
-// Sign certifies the public key for what r says, with the authority's pair in dir, and returns the certificate as PEM.
+// Sign certifies the public key for what r says, with the authority's pair in dir, and returns the certificate as PEM,
+// followed by the authority's cross certificate if it has one: whoever shows both is believed by those who do not know the
+// authority yet.
 // It takes nothing from the other side but the key: what the certificate says is the caller's to decide.
 func Sign(dir, authority string, public crypto.PublicKey, r Request) ([]byte, error) {
 	if r.User == "" || len(r.Usages) == 0 {
 		return nil, fmt.Errorf("sign with %s: a certificate needs a user and a usage", authority)
 	}
-	issuer, err := load(PairFile(dir, authority))
+	issuer, err := loadIssuer(dir, authority)
 	if err != nil {
 		return nil, fmt.Errorf("sign with %s: %w", authority, err)
 	}
@@ -66,7 +68,7 @@ func Sign(dir, authority string, public crypto.PublicKey, r Request) ([]byte, er
 	if err != nil {
 		return nil, fmt.Errorf("sign with %s for %s: %w", authority, r.User, err)
 	}
-	return encodeCert(c), nil
+	return encodeCerts(append([]*x509.Certificate{c}, issuer.chain...)), nil
 }
 
 // SignRequest is Sign for the key of a certificate request, whose sender must have shown that it has the private key.

@@ -17,7 +17,10 @@ import (
 var files = []string{
 	"lost+found/#12", "lib/cairn/config.yaml", "lib/cairn/config.d/a.yaml", "lib/cairn/config.d/b/c.yaml", "lib/cairn/config/last-good.yaml",
 	"lib/cairn/node/identity.pem", "lib/cairn/node/membership.json", "lib/cairn/server/tls/server-ca.pem", "lib/cairn/store/member/data",
-	"lib/cairn/hostname", "lib/kubelet/pods/1/volumes/x", "log/pods/", "home/user/secret", "tmp/", "lib/cairn/reset.d/x",
+	"lib/cairn/hostname", "lib/kubelet/pods/1/volumes/x", "lib/cairn/node/joining",
+	// Of the pod network and the machine's. What these make besides is in the kernel, or in /etc and /run, which no boot keeps.
+	"lib/cairn/node/pod-network.json", "lib/cairn/node/wireguard.key", "lib/cairn/network/eth0.lease",
+	"log/pods/", "home/user/secret", "tmp/", "lib/cairn/reset.d/x",
 }
 
 func machine(t *testing.T) string {

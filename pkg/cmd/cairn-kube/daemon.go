@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/signal"
 	"strings"
@@ -64,6 +65,10 @@ func runDaemon(log *slog.Logger, name string, args []string) error {
 	if err != nil {
 		return fmt.Errorf("this machine belongs to no cluster yet; see 'cairnctl logs join': %w", err)
 	}
+	find := func() ([]netip.Addr, error) { return pki.Addresses(d.cfg.Cairn.Cluster.NodeIPs()...) }
+	if err := d.awaitNetwork(ctx, find, networksOf(name, m.Settings)); err != nil || ctx.Err() != nil {
+		return err
+	}
 	if name == "node" {
 		return node.Run(ctx, log, d.nodeOptions(m), d.ready)
 	}
@@ -72,6 +77,60 @@ func runDaemon(log *slog.Logger, name string, args []string) error {
 		return err
 	}
 	return control.Run(ctx, log, o, d.ready)
+}
+
+// networksOf returns those of whose families the part needs an address of the machine.
+func networksOf(part string, s membership.Settings) []netip.Prefix {
+	if part == "node" {
+		return s.PodCIDRs
+	}
+	return s.ServiceCIDRs[:min(1, len(s.ServiceCIDRs))]
+}
+
+// awaitNetwork waits until the machine has an address of the family of each of the networks, or ctx ends: a cable may come
+// later than the power, and an address of IPv6 later than one of IPv4.
+func (d *daemon) awaitNetwork(ctx context.Context, find func() ([]netip.Addr, error), networks []netip.Prefix) error {
+	for said := ""; ; {
+		addresses, err := find()
+		if err == nil {
+			err = lacking(addresses, networks)
+		}
+		if err != nil && !errors.Is(err, pki.ErrNoAddress) {
+			return err
+		}
+		if err == nil {
+			if said != "" {
+				d.log.Info("the machine has an address", "addresses", addresses)
+				d.status("")
+			}
+			return nil
+		}
+		if text := "waiting for a network address: " + err.Error(); text != said {
+			said = text
+			d.log.Warn("waiting for a network address", "error", err)
+			d.status(said)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(addressPause):
+		}
+	}
+}
+
+// lacking tells of which family there is no address.
+func lacking(addresses []netip.Addr, networks []netip.Prefix) error {
+	v4, v6 := pki.Primary(addresses)
+	for _, n := range networks {
+		own, family := v4, "IPv4"
+		if n.Addr().Is6() {
+			own, family = v6, "IPv6"
+		}
+		if !own.IsValid() {
+			return fmt.Errorf("the cluster has the network %v, and of %s %w", n, family, pki.ErrNoAddress)
+		}
+	}
+	return nil
 }
 
 func newDaemon(log *slog.Logger, path string) (*daemon, error) {

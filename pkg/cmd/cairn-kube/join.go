@@ -6,6 +6,8 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"k8s.io/component-base/version"
@@ -51,11 +53,11 @@ func (d *daemon) joinOptions(ctx context.Context) (join.Options, error) {
 	role := membership.RoleOf(membership.Path, membership.Role(d.cfg.EffectiveRole()))
 	o := join.Options{
 		Role: role, Node: d.name, ServerURL: d.cfg.Cairn.ServerURL, Token: d.cfg.Cairn.Token, Addresses: addresses,
-		SANs: c.TLSSANs, Settings: wantedSettings(d.cfg), Version: version.Get().GitVersion, Dir: stateDir, Floor: d.floor,
-		Life: c.Life(), Status: d.status, Log: d.log,
+		SANs: c.TLSSANs, Settings: wantedSettings(d.cfg, role), Version: version.Get().GitVersion, Dir: stateDir, Floor: d.floor,
+		Life: c.Life(), Clock: newMachineClock(), Status: d.status, Log: d.log,
 	}
-	o.ObtainNode = func(ctx context.Context, bootstrap tls.Certificate, servers []string, _ []byte) error {
-		return d.obtainNode(ctx, bootstrap, servers)
+	o.ObtainNode = func(ctx context.Context, bootstrap tls.Certificate, servers []string, s membership.Settings) error {
+		return d.obtainNode(ctx, bootstrap, servers, s)
 	}
 	return o, nil
 }
@@ -85,12 +87,18 @@ func (d *daemon) awaitAddresses(ctx context.Context) ([]netip.Addr, error) {
 }
 
 // obtainNode gets an agent's certificates from the first server that gives them.
-func (d *daemon) obtainNode(ctx context.Context, bootstrap tls.Certificate, servers []string) error {
+func (d *daemon) obtainNode(ctx context.Context, bootstrap tls.Certificate, servers []string, s membership.Settings) error {
 	var problems []error
 	for _, server := range servers {
 		_, err := nodecert.Ensure(ctx, nodecert.Options{
 			Node: d.name, Dir: agentTLS, Server: "https://" + server,
-			Addresses: func() ([]netip.Addr, error) { return pki.Addresses(d.cfg.Cairn.Cluster.NodeIPs()...) },
+			Addresses: func() ([]netip.Addr, error) {
+				all, err := pki.Addresses(d.cfg.Cairn.Cluster.NodeIPs()...)
+				if err != nil {
+					return nil, err
+				}
+				return pki.NodeAddresses(all, s.PodCIDRs)
+			},
 			Bootstrap: func(context.Context) (tls.Certificate, error) { return bootstrap, nil },
 			Floor:     d.floor, Log: d.log,
 		})
@@ -102,19 +110,39 @@ func (d *daemon) obtainNode(ctx context.Context, bootstrap tls.Certificate, serv
 	return errors.Join(problems...)
 }
 
-// keepStoreCertificate renews a witness's certificate in time until ctx ends.
+// keepStoreCertificate renews a witness's certificate in time until ctx ends, and follows when the cluster's authorities are
+// replaced.
 func (d *daemon) keepStoreCertificate(ctx context.Context, o join.Options) error {
+	r := join.RenewOptions{Role: o.Role, Node: o.Node, Dir: o.Dir, Floor: o.Floor, Life: o.Life, Log: d.log}
+	var renewing sync.Mutex
+	renew := func(ctx context.Context) (bool, error) {
+		renewing.Lock()
+		defer renewing.Unlock()
+		r := r
+		r.Servers = d.servers()
+		return join.RenewStore(ctx, r)
+	}
+	var following sync.WaitGroup
+	defer following.Wait()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	following.Go(func() {
+		_ = join.Follow(ctx, r, join.FollowOptions{ // has no error but ctx's end
+			Servers: d.servers,
+			Certificates: func(ctx context.Context) error {
+				_, err := renew(ctx)
+				return err
+			},
+		})
+	})
 	tick := time.NewTicker(pki.Interval(o.Life))
 	defer tick.Stop()
 	said := ""
 	for {
-		m, err := membership.Load(membership.Path)
-		if err != nil {
+		if _, err := membership.Load(membership.Path); err != nil {
 			return err
 		}
-		renewed, err := join.RenewStore(ctx, join.RenewOptions{
-			Role: o.Role, Node: o.Node, Servers: d.withJoined(m.Servers), Dir: o.Dir, Floor: o.Floor, Life: o.Life, Log: d.log,
-		})
+		renewed, err := renew(ctx)
 		switch {
 		case renewed:
 			d.log.Info("the store's certificate was renewed")
@@ -133,21 +161,45 @@ func (d *daemon) keepStoreCertificate(ctx context.Context, o join.Options) error
 	}
 }
 
-// withJoined adds the server that the configuration names: all the others may have been replaced meanwhile.
-func (d *daemon) withJoined(servers []string) []string {
-	joined := d.cfg.Cairn.Server()
-	if joined == "" || slices.Contains(servers, joined) {
-		return servers
+// servers are those that the machine knows, and the one that the configuration names: all the others may have been
+// replaced meanwhile.
+func (d *daemon) servers() []string {
+	var all []string
+	if m, err := membership.Load(membership.Path); err == nil {
+		all = m.Servers
+	} else {
+		d.log.Error("the cluster's servers are not known", "error", err)
 	}
-	return append(slices.Clone(servers), joined)
+	joined := d.cfg.Cairn.Server()
+	if joined == "" || slices.Contains(all, joined) {
+		return all
+	}
+	return append(slices.Clone(all), joined)
 }
 
-// wantedSettings are the cluster's settings as the machine's own configuration has them, as far as it does.
-func wantedSettings(cfg *config.Config) *membership.Settings {
+// wantedSettings are the cluster's settings as the machine's own configuration has them, as far as it does. A server always
+// says where it keeps the cluster's state.
+func wantedSettings(cfg *config.Config, role membership.Role) *membership.Settings {
 	c := cfg.Cairn.Cluster
 	s := membership.Settings{PodCIDRs: c.PodCIDRs(), ServiceCIDRs: c.ServiceCIDRs(), Flannel: c.FlannelBackend()}
-	if len(s.PodCIDRs) == 0 && len(s.ServiceCIDRs) == 0 && s.Flannel == "" {
+	if role == membership.Server {
+		s.Datastore = datastore(cfg.Cairn.Datastore)
+	}
+	if len(s.PodCIDRs) == 0 && len(s.ServiceCIDRs) == 0 && s.Flannel == "" && s.Datastore == "" {
 		return nil
 	}
 	return &s
+}
+
+// datastore is the kind of a datastore whose endpoint has been checked.
+func datastore(d config.Datastore) membership.Datastore {
+	switch kind := d.Kind(); {
+	case kind == config.Own:
+		return membership.OwnStore
+	case kind == config.Etcd:
+		return membership.Etcd
+	case strings.HasPrefix(d.Endpoint, "mysql:"):
+		return membership.MySQL
+	}
+	return membership.Postgres
 }
