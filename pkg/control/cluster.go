@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/version"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/cert"
 
 	"github.com/cairn-os/cairn/pkg/control/admin"
 	"github.com/cairn-os/cairn/pkg/pki"
@@ -43,7 +44,9 @@ type clusterView struct {
 	config *rest.Config              // of the own apiserver; others take the same credentials
 	leader func() string             // name of the node whose controllers are at work
 	store  func() *storeadmin.Client // returns nil when there is no store on this machine
-	now    func() time.Time
+	// rotation tells how far a replacement of the authorities is; nil: nobody knows.
+	rotation func(context.Context) (admin.Rotation, error)
+	now      func() time.Time
 }
 
 // look asks all that can tell something. What fails is told beside what is known: an operator looks when things fail.
@@ -71,6 +74,13 @@ func (v *clusterView) look(ctx context.Context) admin.Cluster {
 	problem("certificates", err)
 	c.Certificates = append(append(c.Certificates, own...), seen...)
 	slices.SortFunc(c.Certificates, func(a, b admin.Certificate) int { return a.Expires.Compare(b.Expires) })
+	if v.rotation != nil {
+		r, err := v.rotation(ctx)
+		problem("replacement of the authorities", err)
+		if r.ID != "" {
+			c.Rotation = &r
+		}
+	}
 	if store := v.store(); store != nil {
 		defer store.Close()
 		c.Store, err = store.Status(ctx)
@@ -217,7 +227,9 @@ func get(ctx context.Context, client *http.Client, url string, saw func(*tls.Con
 		return nil, err
 	}
 	defer resp.Body.Close()
-	saw(resp.TLS)
+	if saw != nil {
+		saw(resp.TLS)
+	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	if err == nil && resp.StatusCode != http.StatusOK {
 		err = fmt.Errorf("%s: %s", url, resp.Status)
@@ -230,7 +242,51 @@ func (v *clusterView) certificates() ([]admin.Certificate, error) {
 	files, err := pki.Expiries(v.tls)
 	var all []admin.Certificate
 	for _, c := range files {
-		all = append(all, admin.Certificate{Name: c.Name, Node: v.node, Expires: c.NotAfter, Left: c.NotAfter.Sub(v.now()).Round(time.Second)})
+		all = append(all, admin.Certificate{
+			Name: c.Name, Node: v.node, Issuer: v.issuer(c), Authority: c.Authority,
+			Expires: c.NotAfter, Left: c.NotAfter.Sub(v.now()).Round(time.Second),
+		})
 	}
+	return all, err
+}
+
+// issuer names the authority that signed the certificate, "" when the file has just been removed.
+func (v *clusterView) issuer(c pki.Expiry) string {
+	all, err := cert.CertsFromFile(pki.PairFile(v.tls, c.Name))
+	if err != nil {
+		all, err = cert.CertsFromFile(pki.CertFile(v.tls, c.Name))
+	}
+	if err != nil {
+		return ""
+	}
+	return all[0].Issuer.CommonName
+}
+
+// allCertificates are the certificates, the authorities first, and behind them those that are trusted beside the ones that
+// sign: while authorities are replaced there are two of each.
+func (v *clusterView) allCertificates() ([]admin.Certificate, error) {
+	all, err := v.certificates()
+	for _, c := range slices.Clone(all) {
+		if !c.Authority {
+			continue
+		}
+		bundle, err := cert.CertsFromFile(pki.CertFile(v.tls, c.Name))
+		if err != nil {
+			return all, fmt.Errorf("authority %s: %w", c.Name, err)
+		}
+		for _, other := range bundle {
+			if other.Subject.CommonName == c.Issuer {
+				continue
+			}
+			all = append(all, admin.Certificate{
+				Name: c.Name, Node: v.node, Issuer: other.Issuer.CommonName, Authority: true, Idle: true,
+				Expires: other.NotAfter, Left: other.NotAfter.Sub(v.now()).Round(time.Second),
+			})
+		}
+	}
+	rank := func(c admin.Certificate) string {
+		return fmt.Sprintf("%v %s %v", !c.Authority, c.Name, c.Idle)
+	}
+	slices.SortFunc(all, func(a, b admin.Certificate) int { return strings.Compare(rank(a), rank(b)) })
 	return all, err
 }

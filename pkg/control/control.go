@@ -35,14 +35,18 @@ const (
 // Run runs the control plane until ctx ends, then stops it in order: first what asks the apiserver, then the apiserver.
 // It calls ready once the apiserver is ready and, on the server whose controllers are at work, once they are and the
 // objects that pods need exist. A part that ends by itself is an error.
-func Run(ctx context.Context, log *slog.Logger, o Options, ready func() error) error {
+func Run(ctx context.Context, log *slog.Logger, o Options, ready func() error) (err error) {
 	begin := time.Now()
 	p, err := newPlane(ctx, log, o)
 	if err != nil || ctx.Err() != nil {
 		return err
 	}
-	// What the apiserver needs, and the apiserver. It stops last.
-	defer p.stopServer()
+	// What the apiserver needs, and the apiserver. It stops last. Controllers that did not end must not go on meanwhile.
+	defer func() {
+		if !errors.Is(err, errControllersStuck) {
+			p.stopServer()
+		}
+	}()
 	p.startServer(ctx)
 	if err := p.await(ctx, p.serverReady); err != nil || ctx.Err() != nil {
 		return err
@@ -54,7 +58,11 @@ func Run(ctx context.Context, log *slog.Logger, o Options, ready func() error) e
 		return err
 	}
 	// From here on machines may join, and this server takes part in leading. What asks the apiserver stops first.
-	defer p.stopClients()
+	defer func() {
+		if !errors.Is(err, errControllersStuck) {
+			p.stopClients()
+		}
+	}()
 	p.startClients(ctx)
 	if err := p.await(ctx, p.leadership.awaitSettled); err != nil || ctx.Err() != nil {
 		return err
@@ -106,7 +114,8 @@ func newPlane(ctx context.Context, log *slog.Logger, o Options) (*plane, error) 
 	if p.client, err = kubernetes.NewForConfig(p.config); err != nil {
 		return nil, err
 	}
-	if p.leadership, err = newLeadership(o, p.config, log, (&controllers{p.components, o.Controllers, p.client, log}).run); err != nil {
+	work := &controllers{p.components, o.Controllers, func() (Controller, error) { return o.rotationLeader(log) }, p.client, log}
+	if p.leadership, err = newLeadership(o, p.config, log, work.run); err != nil {
 		return nil, err
 	}
 	p.nodes = newNodeBook(p.client, slices.Concat(o.Settings.PodCIDRs, o.Settings.ServiceCIDRs))
@@ -155,9 +164,11 @@ func (p *plane) makeObjects(ctx context.Context) error {
 func (p *plane) startClients(ctx context.Context) {
 	o := p.options
 	p.front.open(o.joinServer(p.client, p.log).Handler())
+	files := &certificateFiles{options: o, log: p.log}
 	all := []component{
 		{"controllers", p.leadership.run},
-		{"certificates", func(ctx context.Context) error { return o.renew(ctx, p.log, newExpiry(o, p.client, p.log)) }},
+		{"certificates", func(ctx context.Context) error { return files.renew(ctx, newExpiry(o, p.client, p.log)) }},
+		o.rotationServer(p.client, files, p.log),
 	}
 	if o.AdminSocket != "" {
 		all = append(all, component{"operator", p.operator().serve})
@@ -170,7 +181,9 @@ func (p *plane) startClients(ctx context.Context) {
 func (p *plane) operator() *operator {
 	o := p.options
 	view := &clusterView{node: o.Node, port: o.Port, tls: o.tls(), client: p.client, config: p.config, leader: p.leadership.leader, store: o.openStore, now: time.Now}
-	return &operator{options: o, cluster: view, client: p.client, log: p.log}
+	op := &operator{options: o, cluster: view, client: p.client, log: p.log}
+	view.rotation = op.rotators().look
+	return op
 }
 
 func (p *plane) stopClients() { stop(p.log, controllersGrace+2*time.Second, p.clients...) }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,12 +15,15 @@ import (
 const (
 	// A controller of Cairn's own that ended is started again after pauses that double from the first to the last.
 	controllerFirstPause, controllerLastPause = time.Second, time.Minute
+	// controllersLast bounds how long they take to end when one of them wishes it. The lease is held meanwhile.
+	controllersLast = time.Minute
 )
 
 // controllers are what works on one server of the cluster at a time.
 type controllers struct {
 	components *components
 	own        []Controller
+	rotation   func() (Controller, error) // makes the one more of a term
 	client     kubernetes.Interface
 	log        *slog.Logger
 }
@@ -30,8 +34,12 @@ type controllers struct {
 func (c *controllers) run(ctx context.Context, started func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	rotation, err := c.rotation()
+	if err != nil {
+		return err
+	}
 	var all sync.WaitGroup
-	problems := make(chan error, 2+len(c.own))
+	problems := make(chan error, 3+len(c.own))
 	part := func(name string, run func(context.Context) error) {
 		all.Go(func() {
 			defer cancel()
@@ -49,7 +57,7 @@ func (c *controllers) run(ctx context.Context, started func()) error {
 	part(schedulerName, func(ctx context.Context) error {
 		return c.components.runScheduler(ctx, func() { close(synced) })
 	})
-	for _, own := range c.own {
+	for _, own := range slices.Concat(c.own, []Controller{rotation}) {
 		all.Go(func() {
 			if err := c.keep(ctx, own); err != nil {
 				problems <- fmt.Errorf("%s: %w", own.Name, err)
@@ -67,7 +75,9 @@ func (c *controllers) run(ctx context.Context, started func()) error {
 		case <-ctx.Done():
 		}
 	})
-	all.Wait()
+	if err := awaitEnd(ctx, &all); err != nil {
+		return err
+	}
 	select {
 	case err := <-problems:
 		return err
@@ -76,7 +86,26 @@ func (c *controllers) run(ctx context.Context, started func()) error {
 	}
 }
 
-// keep runs a controller of Cairn's own until ctx ends. An error is its wish that another server leads.
+// awaitEnd waits until all have ended. Once they are asked to that takes some seconds at most; who asked may give up
+// earlier.
+func awaitEnd(ctx context.Context, all *sync.WaitGroup) error {
+	ended := make(chan struct{})
+	go func() { all.Wait(); close(ended) }()
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+	}
+	select {
+	case <-ended:
+		return nil
+	case <-time.After(controllersLast):
+		return fmt.Errorf("%w: %s", errControllersStuck, controllersLast)
+	}
+}
+
+// keep runs a controller of Cairn's own until ctx ends. An error is its wish that another server leads, or that all begin
+// anew.
 func (c *controllers) keep(ctx context.Context, own Controller) error {
 	pause := controllerFirstPause
 	for ctx.Err() == nil {
@@ -85,7 +114,7 @@ func (c *controllers) keep(ctx context.Context, own Controller) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if errors.Is(err, ErrHandOver) {
+		if errors.Is(err, ErrHandOver) || errors.Is(err, errBeginAnew) {
 			return err
 		}
 		if time.Since(begin) > controllerLastPause {

@@ -82,7 +82,7 @@ func (e *expiry) warn(ctx context.Context, c pki.Expiry) error {
 	text := fmt.Sprintf("certificate %s of this server expires at %s, in %s, and was not renewed; see the log of control", c.Name, c.NotAfter.UTC().Format(time.RFC3339), left)
 	switch {
 	case c.Authority:
-		text = fmt.Sprintf("the authority %s expires at %s, in %s; rotate it, which takes a command of cairnctl", c.Name, c.NotAfter.UTC().Format(time.RFC3339), left)
+		text = fmt.Sprintf("the authority %s expires at %s, in %s; \"cairnctl certificate rotate\" replaces it", c.Name, c.NotAfter.UTC().Format(time.RFC3339), left)
 	case left <= 0:
 		text = fmt.Sprintf("certificate %s of this server expired at %s and was not renewed; see the log of control", c.Name, c.NotAfter.UTC().Format(time.RFC3339))
 	}

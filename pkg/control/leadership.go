@@ -31,8 +31,9 @@ const (
 // leaseTimes are those of the lease.
 //
 // A holder that cannot renew gives up while its controllers still have time to end before another one takes over: a
-// renewal is written again after renew, at the next retry, and given up after deadline, so that 4 s + 8 s leave 3 s of
-// the 15 s. It is written less often than client-go asks for, because each write reaches the flash of every server; a
+// renewal is written again after renew, at the next retry, and given up deadline after that, so that at most 3 s + 2 s +
+// 6 s leave 4 s of the 15 s. The controllers have all of them but leaseMargin, see lock.left; those of Kubernetes give up
+// after 3 s. It is written less often than client-go asks for, because each write reaches the flash of every server; a
 // server that is alone writes each alone, as nobody could take over.
 type leaseTimes struct {
 	lasts    time.Duration // without a renewal, before another takes over
@@ -45,12 +46,20 @@ type leaseTimes struct {
 // nodeLease lets another server take over 15 s to 19 s after one died, and up to 5 s after one stopped in order.
 func nodeLease() leaseTimes {
 	return leaseTimes{
-		lasts: 15 * time.Second, deadline: 8 * time.Second, retry: 2 * time.Second, renew: 3 * time.Second, alone: 7 * time.Second,
+		lasts: 15 * time.Second, deadline: 6 * time.Second, retry: 2 * time.Second, renew: 3 * time.Second, alone: 7 * time.Second,
 	}
 }
 
+const (
+	// leaseMargin is between the end of the controllers, or of the process, and the earliest start of another server's.
+	leaseMargin = 500 * time.Millisecond
+	// leastGrace is what controllers get whose lease was over when that was noticed: another server's work already, after
+	// this machine stood still for long.
+	leastGrace = time.Second
+)
+
 // errControllersStuck ends the process: controllers that did not end must not work beside those of another server.
-var errControllersStuck = errors.New("the controllers did not end in time after the lease was lost")
+var errControllersStuck = errors.New("the controllers did not end in time when they had to")
 
 // leadership runs this server's controllers while it holds the lease. Its states:
 //
@@ -69,6 +78,9 @@ type leadership struct {
 	settled chan struct{} // closed once it is known who leads, and by a leader once its controllers work
 	once    sync.Once
 	elector atomic.Pointer[leaderelection.LeaderElector]
+	clocks  *clocks
+	lock    *lock     // of this term; run's alone
+	offered time.Time // when the lead was given away last for a wrong clock; run's alone
 }
 
 func newLeadership(o Options, config *rest.Config, log *slog.Logger, controllers func(context.Context, func()) error) (*leadership, error) {
@@ -85,7 +97,7 @@ func newLeadership(o Options, config *rest.Config, log *slog.Logger, controllers
 	}
 	return &leadership{
 		node: o.Node, client: client, log: log, times: times, controllers: controllers,
-		identity: o.Node + "_" + rand.String(8), settled: make(chan struct{}),
+		identity: o.Node + "_" + rand.String(8), settled: make(chan struct{}), clocks: newClocks(o, client, log),
 	}, nil
 }
 
@@ -104,6 +116,11 @@ func nodeOfHolder(identity string) string {
 
 // run takes part until ctx ends. An error says that the process must end.
 func (l *leadership) run(ctx context.Context) error {
+	comparing, stop := context.WithCancel(ctx)
+	var compared sync.WaitGroup
+	defer compared.Wait()
+	defer stop()
+	compared.Go(func() { l.clocks.run(comparing) })
 	for ctx.Err() == nil {
 		if err := l.term(ctx); err != nil {
 			return err
@@ -116,6 +133,7 @@ func (l *leadership) run(ctx context.Context) error {
 func (l *leadership) term(ctx context.Context) error {
 	leading := make(chan struct{})
 	lock := l.newLock()
+	l.lock = lock
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock: lock, Name: leaseName,
 		LeaseDuration: l.times.lasts, RenewDeadline: l.times.deadline, RetryPeriod: l.times.retry,
@@ -141,8 +159,7 @@ func (l *leadership) term(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	}
-	l.log.Info("controllers start", "holder", l.identity)
-	err = l.lead(ctx, lost)
+	err = l.leadOn(ctx, lost)
 	if err != nil && !errors.Is(err, ErrHandOver) {
 		return err
 	}
@@ -159,12 +176,33 @@ func (l *leadership) term(ctx context.Context) error {
 	return nil
 }
 
-// lead runs the controllers until the lease is lost or ctx ends.
+// leadOn runs the controllers again and again while they wish to begin anew. The lease is held all the time: nobody
+// else's need begin for that.
+func (l *leadership) leadOn(ctx context.Context, lost <-chan struct{}) error {
+	for {
+		l.log.Info("controllers start", "holder", l.identity)
+		err := l.lead(ctx, lost)
+		if !errors.Is(err, errBeginAnew) {
+			return err
+		}
+		l.log.Info("controllers ended to begin anew", "why", err)
+		select {
+		case <-lost:
+			return nil
+		case <-ctx.Done():
+			return nil
+		default:
+		}
+	}
+}
+
+// lead runs the controllers until the lease is lost, the clock turns out to be wrong, or ctx ends.
 func (l *leadership) lead(ctx context.Context, lost <-chan struct{}) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	done := make(chan error, 1)
 	go func() { done <- l.controllers(work, l.settle) }()
+	var wrong string
 	select {
 	case err := <-done:
 		if err == nil {
@@ -173,20 +211,60 @@ func (l *leadership) lead(ctx context.Context, lost <-chan struct{}) error {
 		return fmt.Errorf("controllers: %w", err)
 	case <-lost:
 		l.log.Warn("the lease is lost, the controllers end", "lease", leaseName, "holder", l.identity)
+	case wrong = <-l.wrongClock(work):
+		l.offered = time.Now()
 	case <-ctx.Done():
 	}
 	stop()
-	select {
-	case err := <-done:
-		if err != nil && ctx.Err() == nil {
-			return fmt.Errorf("%w: %w", errControllersStuck, err)
-		}
-		l.log.Info("controllers ended")
-		debug.FreeOSMemory() // a follower needs a fraction of what the controllers' caches took
-		return nil
-	case <-time.After(controllersGrace):
-		return fmt.Errorf("%w: %s", errControllersStuck, controllersGrace)
+	if err := l.end(ctx, done, lost); err != nil || wrong == "" {
+		return err
 	}
+	return fmt.Errorf("%w: %s", ErrHandOver, wrong)
+}
+
+// end waits for the controllers: while the lease is held for controllersGrace, and once it is lost no longer than until
+// another server's may begin.
+func (l *leadership) end(ctx context.Context, done <-chan error, lost <-chan struct{}) error {
+	grace, late := controllersGrace, time.NewTimer(controllersGrace)
+	defer late.Stop()
+	for {
+		select {
+		case err := <-done:
+			if err != nil && ctx.Err() == nil {
+				return fmt.Errorf("%w: %w", errControllersStuck, err)
+			}
+			l.log.Info("controllers ended")
+			debug.FreeOSMemory() // a follower needs a fraction of what the controllers' caches took
+			return nil
+		case <-lost:
+			lost = nil
+			grace = min(grace, l.lock.left(time.Now()))
+			late.Reset(grace)
+		case <-late.C:
+			return fmt.Errorf("%w: %s", errControllersStuck, grace.Round(time.Millisecond))
+		}
+	}
+}
+
+// wrongClock tells what is wrong with this server's clock: what it signs others would refuse, and another server has to
+// lead. When none of them did, the lead is offered again only after a while.
+func (l *leadership) wrongClock(ctx context.Context) <-chan string {
+	found := make(chan string, 1)
+	rest := time.Duration(0)
+	if !l.offered.IsZero() {
+		rest = time.Until(l.offered.Add(l.clocks.times.again))
+	}
+	go func() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(rest):
+		}
+		if wrong := l.clocks.awaitWrong(ctx); wrong != "" {
+			found <- wrong
+		}
+	}()
+	return found
 }
 
 // observe hears who has the lease. A server that follows is ready as soon as it knows.
@@ -213,8 +291,12 @@ func (l *leadership) awaitSettled(ctx context.Context) error {
 // side of a cable.
 const keptAtMost = 2 * time.Minute
 
-// lock is client-go's, with three changes: what an earlier process of the same node held counts as free, not every
-// renewal is written, and a server that is alone keeps the lease while its store does not answer.
+// errWrongClock is why a free lease is not taken.
+var errWrongClock = errors.New("the clock of this server is wrong: others are to lead")
+
+// lock is client-go's, with four changes: what an earlier process of the same node held counts as free, not every
+// renewal is written, a server that is alone keeps the lease while its store does not answer, and one whose clock is wrong
+// leaves a free lease to others for a while.
 type lock struct {
 	*resourcelock.LeaseLock
 	node    string
@@ -224,6 +306,9 @@ type lock struct {
 	single  bool                              // the server was alone when the cluster last said something about that
 	written time.Time                         // of the last renewal
 	record  resourcelock.LeaderElectionRecord // as last written
+	clocks  *clocks
+	free    time.Time // since when the lease was left to others
+	tried   time.Time // when it could have been taken last
 	log     *slog.Logger
 }
 
@@ -234,7 +319,7 @@ func (l *leadership) newLock() *lock {
 			Client:     l.client.CoordinationV1(),
 			LockConfig: resourcelock.ResourceLockConfig{Identity: l.identity},
 		},
-		node: l.node, times: l.times, alone: l.alone, log: l.log,
+		node: l.node, times: l.times, alone: l.alone, clocks: l.clocks, log: l.log,
 	}
 }
 
@@ -254,7 +339,11 @@ func (l *lock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []b
 
 // Create implements resourcelock.Interface.
 func (l *lock) Create(ctx context.Context, r resourcelock.LeaderElectionRecord) error {
-	return l.wrote(time.Now(), r, l.LeaseLock.Create(ctx, r))
+	now := time.Now()
+	if err := l.mayTake(now); err != nil {
+		return err
+	}
+	return l.wrote(now, r, l.LeaseLock.Create(ctx, r))
 }
 
 // Update implements resourcelock.Interface. A renewal soon after another one is taken for done: it would reach the disk
@@ -274,6 +363,8 @@ func (l *lock) Update(ctx context.Context, r resourcelock.LeaderElectionRecord) 
 		if l.single && age < l.times.alone {
 			return nil
 		}
+	} else if err := l.mayTake(now); err != nil {
+		return err
 	}
 	err := l.wrote(now, r, l.LeaseLock.Update(ctx, r))
 	if err != nil && renewal && l.single && now.Sub(l.written) < keptAtMost && !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
@@ -284,6 +375,31 @@ func (l *lock) Update(ctx context.Context, r resourcelock.LeaderElectionRecord) 
 		return nil
 	}
 	return err
+}
+
+// mayTake reports whether to take a lease that is free: with a wrong clock when nobody else did for a while.
+func (l *lock) mayTake(now time.Time) error {
+	if wrong, _ := l.clocks.state(); wrong == "" {
+		return nil
+	}
+	if now.Sub(l.tried) > 4*l.times.retry { // somebody had it in between: client-go tries at random, up to 2.2 times retry apart
+		l.free = now
+	}
+	l.tried = now
+	if now.Sub(l.free) < l.clocks.times.patience {
+		return errWrongClock
+	}
+	return nil
+}
+
+// left is how long controllers may still work when the lease is lost: another server waits for as long as it lasts from
+// when it saw the last renewal, which was not before this one sent it. A lease that was kept without a renewal was over
+// long ago, and nobody wanted it; by now somebody may.
+func (l *lock) left(now time.Time) time.Duration {
+	if l.kept {
+		return controllersGrace
+	}
+	return max(l.written.Add(l.times.lasts-leaseMargin).Sub(now), leastGrace)
 }
 
 func (l *lock) wrote(at time.Time, r resourcelock.LeaderElectionRecord, err error) error {

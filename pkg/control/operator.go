@@ -18,6 +18,7 @@ import (
 
 	"github.com/cairn-os/cairn/pkg/control/admin"
 	"github.com/cairn-os/cairn/pkg/join"
+	"github.com/cairn-os/cairn/pkg/rotation"
 )
 
 const (
@@ -84,6 +85,9 @@ func (op *operator) routes() http.Handler {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { op.answer(w, r, answer) })
 	}
 	handle("GET /v1/cluster", func(r *http.Request) (any, error) { return op.cluster.look(r.Context()), nil })
+	handle("GET /v1/certificates", func(*http.Request) (any, error) { return op.cluster.allCertificates() })
+	handle("GET /v1/rotation", op.rotation)
+	handle("POST /v1/rotation", op.rotate)
 	handle("GET /v1/tokens", op.listTokens)
 	handle("POST /v1/tokens", op.createToken)
 	handle("GET /v1/tokens/{id}", op.tellToken)
@@ -147,6 +151,8 @@ func statusOf(err error) int {
 		return http.StatusNotFound
 	case join.IsRefusal(err):
 		return http.StatusBadRequest
+	case errors.Is(err, rotation.ErrRefused):
+		return http.StatusConflict
 	}
 	return http.StatusInternalServerError
 }

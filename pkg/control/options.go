@@ -68,6 +68,9 @@ type Controller struct {
 // ErrHandOver is a controller's wish that another server leads: this one cannot do what is to be done.
 var ErrHandOver = errors.New("another server must lead the controllers")
 
+// errBeginAnew is a controller's wish that all controllers begin anew, on the same server.
+var errBeginAnew = errors.New("the controllers must begin anew")
+
 // DefaultOptions returns the options of a node of that name.
 func DefaultOptions(node string) Options {
 	return Options{

@@ -2,7 +2,9 @@ package control
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
 	"k8s.io/client-go/transport"
@@ -16,10 +18,53 @@ func (o Options) rereadCertificates() {
 	transport.CertCallbackRefreshDuration = min(transport.CertCallbackRefreshDuration, pki.Interval(o.Life))
 }
 
+// certificateFiles are the machine's files, which two parts of this process change: one when time passes, the other when the
+// cluster's authorities are replaced.
+type certificateFiles struct {
+	log *slog.Logger
+
+	mu      sync.Mutex // held while the files are changed
+	options Options    // its addresses follow the machine's
+	stale   bool       // what is made of the files is not up to date
+}
+
+// ensure renews what is due.
+func (c *certificateFiles) ensure() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if addresses, err := c.options.ownAddresses(); err == nil {
+		c.options.addresses = addresses
+	}
+	written, err := pki.Ensure(c.options.pki())
+	if len(written) > 0 {
+		c.log.Info("certificates renewed", "files", written)
+	}
+	return errors.Join(err, c.follow(len(written) > 0))
+}
+
+// change has f change the files, and brings what is made of them up to date.
+func (c *certificateFiles) change(f func(pki.Options) (changed bool, err error)) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	changed, err := f(c.options.pki())
+	return errors.Join(err, c.follow(changed))
+}
+
+// follow writes the configurations that hold or name the certificates after these changed.
+func (c *certificateFiles) follow(changed bool) error {
+	if c.stale = c.stale || changed; !c.stale {
+		return nil
+	}
+	err := c.options.writeKubeconfigs()
+	c.stale = err != nil
+	return err
+}
+
 // renew keeps the certificates valid until ctx ends. The components reread them. It returns an error when the machine
 // got another address than the one that the apiserver advertises: only a start anew changes that, and pods reach the
 // apiserver by it.
-func (o Options) renew(ctx context.Context, log *slog.Logger, expiry *expiry) error {
+func (c *certificateFiles) renew(ctx context.Context, expiry *expiry) error {
+	o := c.options // what does not change
 	primary := o.addresses[0]
 	tick := time.NewTicker(pki.Interval(o.Life))
 	defer tick.Stop()
@@ -36,16 +81,8 @@ func (o Options) renew(ctx context.Context, log *slog.Logger, expiry *expiry) er
 				return err
 			}
 		}
-		if addresses, err := o.ownAddresses(); err == nil {
-			o.addresses = addresses
-		}
-		written, err := pki.Ensure(o.pki())
-		if err == nil && len(written) > 0 {
-			log.Info("certificates renewed", "files", written)
-			err = o.writeKubeconfigs()
-		}
-		if err != nil {
-			log.Error("certificates not renewed", "error", err)
+		if err := c.ensure(); err != nil {
+			c.log.Error("certificates not renewed", "error", err)
 		}
 	}
 }

@@ -45,6 +45,8 @@ type serverProcess struct {
 	Dir, Node, Store, Listen, Announce string
 	Port                               int
 	Joined                             bool
+	Identity                           string        // of the machine; with one it founds a cluster
+	Life                               time.Duration // of certificates
 
 	cmd  *exec.Cmd
 	done chan error
@@ -53,6 +55,10 @@ type serverProcess struct {
 func (s *serverProcess) options() Options {
 	o := localOptions(s.Dir, s.Node, s.Store, netip.MustParseAddr(s.Listen), netip.MustParseAddr(s.Announce), s.Port)
 	o.Joined, o.lease = s.Joined, leaseTimes{} // the times of a node: they are what is measured
+	o.Identity, o.Life = s.Identity, s.Life
+	if s.Identity != "" {
+		o.Founding = &Founding{}
+	}
 	return o
 }
 

@@ -29,7 +29,8 @@ func clusterCommand(n node) *cobra.Command {
 func clusterStatusCommand(n node) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", Short: "Show servers, nodes, store, certificates and the newest snapshot",
-		Long: "Show servers, nodes, store, certificates and the newest snapshot, as this server sees them.\n" +
+		Long: "Show servers, nodes, store, certificates and the newest snapshot, as this server sees them, and how far a replacement of\n" +
+			"the authorities is.\n" +
 			"The exit code is 1 when something needs a person.",
 		Example: "  cairnctl cluster status\n  cairnctl cluster status --output json | jq '.servers[] | select(.reachable | not)'",
 		Args:    usage(cobra.NoArgs),
@@ -80,6 +81,9 @@ func clusterProblems(s admin.Cluster) []string {
 	if len(s.Store.Members) > 0 && !s.Store.Quorum {
 		wrong = append(wrong, "the store has no quorum")
 	}
+	if text := rotationProblem(s.Rotation, time.Now()); text != "" {
+		wrong = append(wrong, text)
+	}
 	for _, c := range s.Certificates {
 		if c.Left <= 0 {
 			wrong = append(wrong, fmt.Sprintf("certificate %s of %s has expired", c.Name, c.Node))
@@ -96,6 +100,7 @@ func printCluster(w io.Writer, s admin.Cluster) error {
 		fmt.Fprintf(t, "Snapshot\t%s\n", snapshotText(s.Store))
 	}
 	fmt.Fprintf(t, "Controllers\t%s\n", dash(s.Controllers != "", "on "+s.Controllers))
+	printRotation(t, s.Rotation, time.Now())
 	if len(s.Certificates) > 0 {
 		first := s.Certificates[0] // the first to expire
 		fmt.Fprintf(t, "Certificates\t%d, the first (%s of %s) ends in %s\n", len(s.Certificates), first.Name, first.Node, span(first.Left))

@@ -83,7 +83,8 @@ func newRoot(p paths) *cobra.Command {
 		processCommand(n, "restart"), processCommand(n, "stop"), processCommand(n, "start"),
 		shutdownCommand(n, "reboot", "Restart the machine in order"),
 		shutdownCommand(n, "poweroff", "Shut the machine down in order and switch it off"),
-		resetCommand(n), clusterCommand(n), tokenCommand(n), kubeconfigCommand(n), storeCommand(n), configCommand(),
+		resetCommand(n), clusterCommand(n), tokenCommand(n), kubeconfigCommand(n), certificateCommand(n),
+		storeCommand(n), configCommand(),
 	)
 	return root
 }

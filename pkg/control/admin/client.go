@@ -74,6 +74,24 @@ func (c *Client) RevokeToken(ctx context.Context, id string) error {
 	return c.exchange(ctx, http.MethodDelete, "/v1/tokens/"+url.PathEscape(id), nil, nil)
 }
 
+// Certificates lists the certificates of the server.
+func (c *Client) Certificates(ctx context.Context) ([]Certificate, error) {
+	var all []Certificate
+	return all, c.exchange(ctx, http.MethodGet, "/v1/certificates", nil, &all)
+}
+
+// Rotation asks how far the replacement of the authorities is.
+func (c *Client) Rotation(ctx context.Context) (Rotation, error) {
+	var r Rotation
+	return r, c.exchange(ctx, http.MethodGet, "/v1/rotation", nil, &r)
+}
+
+// Rotate begins a replacement of the authorities, or checks whether one could begin. It does not wait for its end.
+func (c *Client) Rotate(ctx context.Context, request RotationRequest) (Rotation, error) {
+	var r Rotation
+	return r, c.exchange(ctx, http.MethodPost, "/v1/rotation", request, &r)
+}
+
 // Kubeconfig asks for a client configuration. The YAML holds a private key.
 func (c *Client) Kubeconfig(ctx context.Context, r KubeconfigRequest) ([]byte, error) {
 	return c.do(ctx, http.MethodPost, "/v1/kubeconfig", r)

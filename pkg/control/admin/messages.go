@@ -45,6 +45,7 @@ type Cluster struct {
 	Certificates []Certificate        `json:"certificates"`
 	Snapshot     *storeadmin.Snapshot `json:"snapshot,omitempty"`    // the newest one known
 	Controllers  string               `json:"controllers,omitempty"` // name of the node whose controllers are at work
+	Rotation     *Rotation            `json:"rotation,omitempty"`    // nil when no authorities are being replaced
 	Problems     []string             `json:"problems,omitempty"`
 }
 
@@ -72,10 +73,31 @@ type Server struct {
 
 // Certificate tells when a certificate ends.
 type Certificate struct {
-	Name    string        `json:"name"`
-	Node    string        `json:"node"`
-	Expires time.Time     `json:"expires"`
-	Left    time.Duration `json:"leftNanoseconds"` // negative when it has expired
+	Name      string        `json:"name"`
+	Node      string        `json:"node"`
+	Issuer    string        `json:"issuer,omitempty"`    // name of the authority that signed it, when it is known
+	Authority bool          `json:"authority,omitempty"` // signs others; its own issuer
+	Idle      bool          `json:"idle,omitempty"`      // an authority that is trusted and signs nothing: before or after its time
+	Expires   time.Time     `json:"expires"`
+	Left      time.Duration `json:"leftNanoseconds"` // negative when it has expired
+}
+
+// RotationRequest asks for the replacement of all authorities.
+type RotationRequest struct {
+	Check bool `json:"check,omitempty"` // only say whether it could begin
+}
+
+// Rotation is how far the replacement of the authorities is.
+type Rotation struct {
+	ID      string        `json:"id,omitempty"`    // of the authority to come, as Authority will be; empty: none is under way
+	Stage   string        `json:"stage,omitempty"` // trust, sign, retire
+	Since   time.Time     `json:"since,omitzero"`  // of the stage
+	Begun   time.Time     `json:"begun,omitzero"`
+	By      string        `json:"by,omitempty"`                 // node of the server that was told to
+	Waiting []string      `json:"waiting,omitempty"`            // who has not come as far as the stage, and what to do
+	Settles time.Duration `json:"settlesNanoseconds,omitempty"` // how long the stage is held still when nobody is waited for
+	// Authority is the SHA-256 of the certificate of the authority that signs on the answering server, as tokens have it.
+	Authority string `json:"authority"`
 }
 
 // Problem is the body of every answer that is not a success.

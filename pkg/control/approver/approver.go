@@ -6,6 +6,11 @@
 // the cluster. A denial says why, and a machine asks again later. Requests by others, and for other signers, are left
 // alone.
 //
+// The address of an agent may go over to another machine, as a router may give it away when the first one is switched off
+// for good. That the first one is gone must be certain, for the other could pose as it from then on: its kubelet must have
+// been silent for minutes, its Node not be Ready, which the cluster finds without looking at any clock's time, and its
+// kubelet not answer when it is asked, which it does by the tunnel that its machine holds open.
+//
 // What is approved is recorded first, in the Secret that says whose the node's name is: the addresses, which are the only
 // ones of an agent that count anywhere, and the key of the client certificate, by which the front of the apiserver tells
 // the machine from one that had the name before. A power cut between the two leaves a record of something that was not
@@ -45,6 +50,8 @@ const (
 	// silence is after what time without a sign of life the address of an agent is no longer its own: the store's router
 	// may have given it to another machine. Kubernetes gives up the pods of a node after the same time.
 	silence = 5 * time.Minute
+	// answerLimit is how long a kubelet that is asked whether it lives may take.
+	answerLimit = 5 * time.Second
 )
 
 // Options of an Approver.
@@ -54,6 +61,8 @@ type Options struct {
 	Cluster []netip.Prefix
 	Log     *slog.Logger
 	Now     func() time.Time // nil is time.Now
+	// Answers reports whether the kubelet of a node does. Nil asks it by the apiserver, and by that by its tunnel.
+	Answers func(ctx context.Context, node string) bool
 }
 
 // Approver judges requests. Its Run may be called again after it returned, not twice at a time.
@@ -64,7 +73,14 @@ func New(o Options) *Approver {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.Answers == nil {
+		o.Answers = func(ctx context.Context, node string) bool { return kubeletAnswers(ctx, o.Client, node) }
+	}
 	return &Approver{o}
+}
+
+func kubeletAnswers(ctx context.Context, client kubernetes.Interface, node string) bool {
+	return client.CoreV1().RESTClient().Get().Resource("nodes").Name(node).SubResource("proxy").Suffix("healthz").Do(ctx).Error() == nil
 }
 
 // Run judges requests until ctx ends, and then returns nil. An error is one of its set-up.
@@ -190,15 +206,26 @@ func (a *Approver) admitAddresses(ctx context.Context, records []join.NodeRecord
 	}
 	// The machines that had them are gone, or have others: they become the asking node's alone.
 	for _, f := range former {
-		rest := slices.DeleteFunc(slices.Clone(f.Addresses), func(x netip.Addr) bool { return slices.Contains(addresses, x) })
-		if len(rest) == len(f.Addresses) {
+		i := slices.IndexFunc(f.Addresses, func(x netip.Addr) bool { return slices.Contains(addresses, x) })
+		if i < 0 {
 			continue
 		}
+		if a.answers(ctx, f.Name) {
+			return fmt.Errorf("%v is %s. That one is silent, but its kubelet answers", f.Addresses[i], addressOf(f.Name)), nil
+		}
+		rest := slices.DeleteFunc(slices.Clone(f.Addresses), func(x netip.Addr) bool { return slices.Contains(addresses, x) })
 		if err := join.SetAddresses(ctx, a.o.Client, f.Name, rest); err != nil && !apierrors.IsNotFound(err) {
 			return nil, err
 		}
+		a.o.Log.Info("address of a machine that is gone", "was", f.Name, "is", node, "addresses", addresses)
 	}
 	return nil, join.SetAddresses(ctx, a.o.Client, node, addresses)
+}
+
+func (a *Approver) answers(ctx context.Context, node string) bool {
+	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+	defer cancel()
+	return a.o.Answers(ctx, node)
 }
 
 // KeyHash is by what a client's key is recorded: the SHA-256 of the public key as certificates hold it, in hexadecimal.
@@ -232,11 +259,18 @@ func (a *Approver) answer(ctx context.Context, r *certificatesv1.CertificateSign
 }
 
 // others lists the addresses that are not the node's: those of servers, and those of agents that are alive. former are the
-// records of agents that are not.
+// records of agents that are not, as far as their Leases and Nodes tell.
 func (a *Approver) others(ctx context.Context, records []join.NodeRecord, node string) (held []taken, former []join.NodeRecord, err error) {
 	alive, err := a.alive(ctx)
 	if err != nil {
 		return nil, nil, err
+	}
+	nodes, err := a.o.Client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, nil, fmt.Errorf("list nodes: %w", err)
+	}
+	for _, n := range nodes.Items {
+		alive[n.Name] = alive[n.Name] || isReady(&n)
 	}
 	isServer := map[string]bool{}
 	for _, r := range records {
@@ -252,8 +286,16 @@ func (a *Approver) others(ctx context.Context, records []join.NodeRecord, node s
 			held = append(held, taken{x, addressOf(r.Name)})
 		}
 	}
-	servers, err := a.servers(ctx, isServer)
+	servers, err := a.servers(ctx, nodes.Items, isServer)
 	return append(held, servers...), former, err
+}
+
+// isReady reports whether the cluster takes the node for one that works: Kubernetes takes that back when its Lease does not
+// change for some time, whatever time it tells.
+func isReady(n *corev1.Node) bool {
+	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	})
 }
 
 func addressOf(node string) string {
@@ -262,12 +304,8 @@ func addressOf(node string) string {
 
 // servers lists the addresses at which servers serve, and those that their kubelets tell. What an agent's kubelet tells
 // counts for nothing: it could keep others from joining.
-func (a *Approver) servers(ctx context.Context, isServer map[string]bool) (all []taken, err error) {
-	nodes, err := a.o.Client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, fmt.Errorf("list nodes: %w", err)
-	}
-	for _, n := range nodes.Items {
+func (a *Approver) servers(ctx context.Context, nodes []corev1.Node, isServer map[string]bool) (all []taken, err error) {
+	for _, n := range nodes {
 		if !isServer[n.Name] {
 			continue
 		}

@@ -1,0 +1,284 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+)
+
+// maxSkew is by how much clocks may differ. Certificates begin 5 min before they are signed, and what they are checked
+// for allows for no more; see nodecert.
+const maxSkew = 10 * time.Minute
+
+const (
+	// apiserverLeases are the Leases in kube-system that each apiserver renews every 10 s, by its own clock.
+	apiserverLeases = "apiserver.kubernetes.io/identity=kube-apiserver"
+	// clockSay is after what time it is told again that the clock is wrong. Events last an hour.
+	clockSay = 30 * time.Minute
+	// clockLimit bounds one look at the others' clocks.
+	clockLimit = 10 * time.Second
+)
+
+// clockTimes say how often clocks are compared, and what follows.
+type clockTimes struct {
+	soon     time.Duration // until the second look, and the next one while clocks differ: all renew their Leases meanwhile
+	interval time.Duration // between looks otherwise
+	patience time.Duration // how long a server whose clock is wrong leaves a free lease to others
+	again    time.Duration // after it led all the same, until it offers the lead again
+}
+
+func nodeClocks() clockTimes {
+	return clockTimes{soon: 12 * time.Second, interval: 30 * time.Second, patience: 30 * time.Second, again: 10 * time.Minute}
+}
+
+// clocks compares this server's clock with those of the cluster's other machines. They write theirs into the Leases that
+// they renew: every server's apiserver, and every node's kubelet, which is asked about when servers differ. A Lease
+// counts when it changed between two looks, however old it says to be: by that its machine is known to live without a
+// clock.
+type clocks struct {
+	node   string
+	client kubernetes.Interface
+	say    func(string) // the status line
+	log    *slog.Logger
+	now    func() time.Time
+	times  clockTimes
+	seen   map[string]beat // by the Lease's namespace and name; run's alone
+	told   time.Time       // when the operator was told last; run's alone
+	calm   int             // comparisons in a row that found nothing wrong; run's alone
+
+	mu      sync.Mutex
+	wrong   string        // what is wrong with the own clock; "" as far as is known nothing
+	changed chan struct{} // closed when wrong changes
+}
+
+// beat is a Lease as it was seen last.
+type beat struct {
+	renewed time.Time
+	seen    time.Time
+}
+
+// otherClock is that of another machine.
+type otherClock struct {
+	machine string
+	server  bool
+	ahead   time.Duration // of the own clock
+}
+
+func newClocks(o Options, client kubernetes.Interface, log *slog.Logger) *clocks {
+	return &clocks{
+		node: o.Node, client: client, say: o.say, log: log, now: time.Now, times: nodeClocks(), seen: map[string]beat{}, changed: make(chan struct{}),
+	}
+}
+
+// run compares until ctx ends.
+func (c *clocks) run(ctx context.Context) {
+	for rest := time.Duration(0); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(rest):
+		}
+		first := len(c.seen) == 0
+		others, err := c.look(ctx)
+		if err != nil { // the cluster does not answer: what was known stays
+			c.log.Debug("clocks not compared", "error", err)
+			rest = c.times.interval
+			continue
+		}
+		v := compareClocks(others)
+		c.conclude(ctx, v)
+		rest = c.times.interval
+		if first || v.differ {
+			rest = c.times.soon
+		}
+	}
+}
+
+// look returns the clocks of the machines that live: of servers and, when those differ from the own clock, of all.
+func (c *clocks) look(ctx context.Context) ([]otherClock, error) {
+	ctx, cancel := context.WithTimeout(ctx, clockLimit)
+	defer cancel()
+	servers, err := c.beats(ctx, metav1.NamespaceSystem, apiserverLeases)
+	if err != nil || !slices.ContainsFunc(servers, func(o otherClock) bool { return o.ahead.Abs() > maxSkew }) {
+		return servers, err
+	}
+	nodes, err := c.beats(ctx, corev1.NamespaceNodeLease, "")
+	if err != nil {
+		return nil, err
+	}
+	isServer := map[string]bool{}
+	for _, s := range servers {
+		isServer[s.machine] = true
+	}
+	return append(servers, slices.DeleteFunc(nodes, func(o otherClock) bool { return isServer[o.machine] })...), nil
+}
+
+// beats reads Leases and returns the clocks of other machines that renewed theirs since the last look, which must not
+// be long ago.
+func (c *clocks) beats(ctx context.Context, namespace, selector string) ([]otherClock, error) {
+	list, err := c.client.CoordinationV1().Leases(namespace).List(ctx, metav1.ListOptions{LabelSelector: selector, ResourceVersion: "0"})
+	if err != nil {
+		return nil, err
+	}
+	now := c.now()
+	var all []otherClock
+	there := map[string]bool{}
+	for _, l := range list.Items {
+		if l.Spec.RenewTime == nil {
+			continue
+		}
+		machine := l.Name
+		if selector != "" { // a kubelet could write any name there
+			machine = strings.ToLower(l.Labels[corev1.LabelHostname]) // as nodes are named
+		}
+		key := namespace + "/" + l.Name
+		there[key] = true
+		before, known := c.seen[key]
+		c.seen[key] = beat{l.Spec.RenewTime.Time, time.Now()}
+		if machine == c.node || !known || before.renewed.Equal(l.Spec.RenewTime.Time) || time.Since(before.seen) > 3*c.times.interval {
+			continue
+		}
+		all = append(all, otherClock{machine: machine, server: selector != "", ahead: l.Spec.RenewTime.Sub(now).Round(time.Second)})
+	}
+	maps.DeleteFunc(c.seen, func(key string, _ beat) bool { return strings.HasPrefix(key, namespace+"/") && !there[key] })
+	return all, nil
+}
+
+// comparison is what the others' clocks say of the own one.
+type comparison struct {
+	differ bool          // from that of another server
+	wrong  bool          // the own one is wrong
+	off    time.Duration // by so much; positive: it is behind
+	by     []string      // the machines that say so
+}
+
+// compareClocks takes the own clock for wrong when more than half of all machines, the own one included, agree with each
+// other and not with it, and as many servers among them as agree with it, at least one: it could lead. So a server that is
+// alone, or that has one other whose clock differs, goes on; and agents alone, which may be in bad hands, unseat nobody.
+func compareClocks(others []otherClock) comparison {
+	var v comparison
+	if len(others) == 0 {
+		return v
+	}
+	sorted := slices.SortedFunc(slices.Values(others), func(a, b otherClock) int { return int(a.ahead/time.Second - b.ahead/time.Second) })
+	v.off = sorted[len(sorted)/2].ahead
+	servers, own := 0, 1
+	for _, o := range others {
+		if o.server && o.ahead.Abs() > maxSkew {
+			v.differ = true
+		}
+		if o.server && o.ahead.Abs() <= maxSkew {
+			own++
+		}
+		if (o.ahead - v.off).Abs() <= maxSkew {
+			v.by = append(v.by, o.machine)
+			if o.server {
+				servers++
+			}
+		}
+	}
+	slices.Sort(v.by)
+	v.wrong = v.off.Abs() > maxSkew && 2*len(v.by) > len(others)+1 && servers >= own
+	return v
+}
+
+// conclude notes what the comparison says, and tells the operator.
+func (c *clocks) conclude(ctx context.Context, v comparison) {
+	text := ""
+	if v.wrong {
+		direction := "ahead of"
+		if v.off > 0 {
+			direction = "behind"
+		}
+		text = fmt.Sprintf("the clock of this server is %v %s that of %s: set it, or give the machine a time server. "+
+			"Another server leads meanwhile", v.off.Abs(), direction, machines(v.by))
+	}
+	before, _ := c.state()
+	if c.calm++; text != "" {
+		c.calm = 0
+	}
+	if before != "" && c.calm == 1 {
+		return // somebody may just not have been heard
+	}
+	c.mu.Lock()
+	c.wrong = text
+	if (before == "") != (text == "") {
+		close(c.changed)
+		c.changed = make(chan struct{})
+	}
+	c.mu.Unlock()
+	switch {
+	case text == "" && before != "":
+		c.told = time.Time{}
+		c.log.Info("nobody's clock says any more that the one of this server is wrong")
+		c.say("")
+	case text != "" && (before == "" || time.Since(c.told) > clockSay):
+		c.told = time.Now()
+		c.log.Error("wrong clock", "error", text)
+		c.say(text)
+		c.event(ctx, text)
+	case v.differ && text == "" && time.Since(c.told) > clockSay:
+		c.told = time.Now()
+		c.log.Warn("the clocks of the cluster's servers differ; certificates that one signs others may refuse", "by", v.off.Abs(), "others", v.by)
+	}
+}
+
+// machines lists some names for a person.
+func machines(all []string) string {
+	const most = 3
+	if len(all) <= most {
+		return strings.Join(all, ", ")
+	}
+	return fmt.Sprintf("%s and %d other machines", strings.Join(all[:most], ", "), len(all)-most)
+}
+
+// event tells on the server's Node.
+func (c *clocks) event(ctx context.Context, text string) {
+	ctx, cancel := context.WithTimeout(ctx, clockLimit)
+	defer cancel()
+	about := corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: c.node}
+	if n, err := c.client.CoreV1().Nodes().Get(ctx, c.node, metav1.GetOptions{}); err == nil {
+		about.UID = n.UID
+	}
+	now := c.now()
+	at := metav1.NewTime(now)
+	_, err := c.client.CoreV1().Events(metav1.NamespaceDefault).Create(ctx, &corev1.Event{
+		ObjectMeta:     metav1.ObjectMeta{Name: fmt.Sprintf("%s.%x", c.node, now.UnixNano()), Namespace: metav1.NamespaceDefault},
+		InvolvedObject: about, Type: corev1.EventTypeWarning, Reason: "WrongClock", Message: text, Count: 1, FirstTimestamp: at, LastTimestamp: at,
+		Source: corev1.EventSource{Component: "cairn-control"}, ReportingController: "cairn-control",
+	}, metav1.CreateOptions{})
+	if err != nil {
+		c.log.Warn("event not written", "node", c.node, "error", err)
+	}
+}
+
+// state returns what is wrong with the own clock, "" for nothing, and what is closed when that changes.
+func (c *clocks) state() (wrong string, changed <-chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.wrong, c.changed
+}
+
+// awaitWrong returns what is wrong with the own clock once something is; "" when ctx ended.
+func (c *clocks) awaitWrong(ctx context.Context) string {
+	for {
+		wrong, changed := c.state()
+		if wrong != "" {
+			return wrong
+		}
+		select {
+		case <-ctx.Done():
+			return ""
+		case <-changed:
+		}
+	}
+}
