@@ -24,43 +24,56 @@ import (
 	"github.com/cairn-os/cairn/pkg/vm"
 )
 
-// clusterLimit bounds each wait for two machines in emulation on one that is busy.
-const clusterLimit = 10 * time.Minute
+// clusterLimit bounds each wait for five machines in emulation on one that is busy.
+const clusterLimit = 30 * time.Minute
 
-// wiredVMs is a server and an agent in QEMU with a wire between them.
+// wiredVMs is a cluster in QEMU whose machines have a wire between them.
 type wiredVMs struct {
-	server, agent *VM
+	all           []*VM // in the order of their power-on
+	server, agent *VM   // the first server and the last agent
+	second        *VM   // another server
 	tap           *wiretap
 	api           *Cluster
 	dir           string // holds kubectl and the administrator's kubeconfig
 }
 
-// TestVMCluster forms a cluster of a server and an agent from the disk image and one cloud-config each, has their pods meet
-// over WireGuard, and pulls both plugs at once.
+// TestVMCluster forms a cluster of three servers and two agents from the disk image and one cloud-config each, has their
+// pods meet over WireGuard, pulls all plugs at once, and then the first server's for good.
 func TestVMCluster(t *testing.T) {
 	lane.Require(t, "vm")
 	requireLong(t)
-	const server, agent = "10.89.0.11", "10.89.0.21"
-	tap := &wiretap{pods: membership.DefaultSettings().PodCIDRs[0]}
-	wire := vm.NewWire(tap.see)
-	f := &wiredVMs{
-		tap: tap, dir: t.TempDir(),
-		server: newWiredVM(t, wire, "shop-1", server, "cluster: {flannel: wireguard, node_ip: "+server+"}"),
-		agent:  newWiredVM(t, wire, "till-1", agent, "server_url: https://"+server+":6443, cluster: {node_ip: "+agent+"}"),
-	}
+	f := newWiredVMs(t)
 	defer func() {
-		logReboots(t, f.server)
-		logReboots(t, f.agent)
+		for _, m := range f.all {
+			logReboots(t, m)
+		}
 		f.explain(t)
 	}()
-	power(t, f.server)
-	power(t, f.agent)
-	if !t.Run("forms", f.testForms) {
+	if !t.Run("forms", func(sub *testing.T) { f.testForms(t, sub) }) {
 		return
 	}
 	t.Run("pods meet over WireGuard", f.testWireguard)
 	t.Run("logs and exec", f.testKubelet)
-	t.Run("both plugs pulled", func(sub *testing.T) { f.testPlugs(t.Context(), sub) })
+	t.Run("all plugs pulled", func(sub *testing.T) { f.testPlugs(t.Context(), sub) })
+	t.Run("first server lost", f.testServerLost)
+}
+
+func newWiredVMs(t *testing.T) *wiredVMs {
+	const first = "10.89.0.11"
+	tap := &wiretap{pods: membership.DefaultSettings().PodCIDRs[0]}
+	wire := vm.NewWire(tap.see)
+	f := &wiredVMs{tap: tap, dir: t.TempDir()}
+	for _, m := range []struct{ name, address, cairn string }{
+		{"shop-1", first, "cluster: {flannel: wireguard, node_ip: " + first + "}"},
+		{"shop-2", "10.89.0.12", "role: server, server_url: https://" + first + ":6443, cluster: {node_ip: 10.89.0.12}"},
+		{"shop-3", "10.89.0.13", "role: server, server_url: https://" + first + ":6443, cluster: {node_ip: 10.89.0.13}"},
+		{"till-1", "10.89.0.21", "role: agent, server_url: https://" + first + ":6443, cluster: {node_ip: 10.89.0.21}"},
+		{"till-2", "10.89.0.22", "role: agent, server_url: https://" + first + ":6443, cluster: {node_ip: 10.89.0.22}"},
+	} {
+		f.all = append(f.all, newWiredVM(t, wire, m.name, m.address, m.cairn))
+	}
+	f.server, f.second, f.agent = f.all[0], f.all[1], f.all[len(f.all)-1]
+	return f
 }
 
 func newWiredVM(t *testing.T, wire *vm.Wire, name, address, cairn string) *VM {
@@ -81,7 +94,7 @@ func (f *wiredVMs) explain(t *testing.T) {
 		return
 	}
 	ctx := within(t, 2*time.Minute)
-	for _, m := range []*VM{f.server, f.agent} {
+	for _, m := range f.all {
 		out, err := m.Run(ctx, "cairnctl status; ip address; ip route; tail -n 25 /run/cairn/log/*.log")
 		t.Logf("%s: %v\n%s", m.Name(), err, out)
 	}
@@ -131,31 +144,35 @@ func (f *wiredVMs) fetch(ctx context.Context, pod *corev1.Pod, address string) e
 	})
 }
 
-// testForms expects two Ready nodes and a Deployment on both.
-func (f *wiredVMs) testForms(t *testing.T) {
+// testForms expects five Ready nodes and a Deployment on all. One machine after the other is powered on, because two
+// processors cannot emulate the start of five; they run until running ends. That all may start at once shows TestNativeCluster.
+func (f *wiredVMs) testForms(running, t *testing.T) {
+	for _, m := range f.all {
+		power(running, m)
+		ctx := within(t, clusterLimit)
+		if f.api == nil {
+			var err error
+			if f.api, err = Access(ctx, m, builtImage(t), f.dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		waitReady(ctx, t, f.api, m.Name())
+		t.Logf("%s Ready %.1f s after its power-on", m.Name(), time.Since(m.PowerOn()).Seconds())
+	}
 	ctx := within(t, clusterLimit)
-	var err error
-	if f.api, err = Access(ctx, f.server, builtImage(t), f.dir); err != nil {
-		t.Fatal(err)
-	}
-	offset := time.Since(f.server.PowerOn())
-	for name, at := range waitReady(ctx, t, f.api, f.server.Name(), f.agent.Name()) {
-		t.Logf("%s Ready %.1f s after power-on", name, (offset + at).Seconds())
-	}
-	ctx = within(t, clusterLimit)
-	deploySpread(ctx, t, f.api, "spread", 2)
-	pods := waitPods(ctx, t, f.api, "spread", 2)
-	t.Logf("2 pods ready on %d nodes %.1f s after power-on", len(pods), time.Since(f.server.PowerOn()).Seconds())
-	if len(pods) != 2 {
-		t.Fatalf("the Deployment is on %d nodes; want both", len(pods))
+	deploySpread(ctx, t, f.api, "spread", int32(len(f.all)))
+	pods := waitPods(ctx, t, f.api, "spread", len(f.all))
+	t.Logf("%d pods ready on %d nodes %.1f s after the first power-on", len(f.all), len(pods), time.Since(f.server.PowerOn()).Seconds())
+	if len(pods) != len(f.all) {
+		t.Fatalf("the Deployment is on %d nodes; want %d", len(pods), len(f.all))
 	}
 }
 
 // testWireguard fetches pages from pod to pod, to a Service and from node to pod across nodes. All of it must go by the
 // WireGuard devices, and nothing of it be readable on the wire.
 func (f *wiredVMs) testWireguard(t *testing.T) {
-	ctx := within(t, 8*time.Minute)
-	pods := waitPods(ctx, t, f.api, "spread", 2)
+	ctx := within(t, clusterLimit)
+	pods := waitPods(ctx, t, f.api, "spread", len(f.all))
 	service, err := f.api.CoreV1().Services(namespace).Get(ctx, "spread", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -236,8 +253,8 @@ func (f *wiredVMs) carried(ctx context.Context, t *testing.T) map[string]traffic
 
 // testKubelet uses the agent's kubelet through the server.
 func (f *wiredVMs) testKubelet(t *testing.T) {
-	ctx := within(t, 3*time.Minute)
-	pod := waitPods(ctx, t, f.api, "spread", 2)[f.agent.Name()]
+	ctx := within(t, clusterLimit)
+	pod := waitPods(ctx, t, f.api, "spread", len(f.all))[f.agent.Name()]
 	if out, err := f.kubectl(ctx, "exec", pod.Name, "--", "/bin/busybox", "sh", "-c", "echo from-inside; echo to-the-log >/proc/1/fd/1"); err != nil || out != "from-inside\n" {
 		t.Errorf("exec on %s: %q, %v", f.agent.Name(), out, err)
 	}
@@ -253,37 +270,36 @@ func (f *wiredVMs) testKubelet(t *testing.T) {
 	}
 }
 
-// testPlugs pulls both plugs at once, and expects all of it back once the power is. The machines run until running ends.
+// testPlugs pulls all plugs at once, and expects all of it back once the power is. The machines run until running ends.
 func (f *wiredVMs) testPlugs(running context.Context, t *testing.T) {
-	both := []*VM{f.server, f.agent}
-	gone := make(chan error, len(both))
-	for _, m := range both {
+	gone := make(chan error, len(f.all))
+	for _, m := range f.all {
 		go func() { gone <- m.Kill() }()
 	}
-	for range both {
+	for range f.all {
 		if err := <-gone; err != nil {
 			t.Fatal(err)
 		}
 	}
 	begin := time.Now()
-	for _, m := range both {
+	for _, m := range f.all {
 		if err := m.Start(running); err != nil {
 			t.Fatal(err)
 		}
 	}
 	ctx := within(t, clusterLimit)
 	since := begin.Truncate(time.Second)
-	for _, m := range both {
+	for _, m := range f.all {
 		waitFresh(ctx, t, f.api, since, m.Name())
 		t.Logf("%s Ready again %.1f s after power-on", m.Name(), time.Since(begin).Seconds())
 	}
 	ctx = within(t, clusterLimit)
 	f.waitContainers(ctx, t, since)
-	t.Logf("2 pods ready again %.1f s after power-on", time.Since(begin).Seconds())
-	pods := waitPods(ctx, t, f.api, "spread", 2)
+	t.Logf("the pods are ready again %.1f s after power-on", time.Since(begin).Seconds())
+	pods := waitPods(ctx, t, f.api, "spread", len(f.all))
 	here, there := pods[f.server.Name()], pods[f.agent.Name()]
 	if here == nil || there == nil {
-		t.Fatalf("the Deployment is on %d nodes; want both", len(pods))
+		t.Fatalf("the Deployment is on %d nodes; want %d", len(pods), len(f.all))
 	}
 	for from, to := range map[*corev1.Pod]*corev1.Pod{here: there, there: here} {
 		if err := f.fetch(ctx, from, to.Status.PodIP+":8080"); err != nil {
@@ -291,6 +307,37 @@ func (f *wiredVMs) testPlugs(running context.Context, t *testing.T) {
 		}
 	}
 	t.Logf("pods reach each other again %.1f s after power-on", time.Since(begin).Seconds())
+}
+
+// testServerLost pulls the first server's plug for good. The others must go on to take writes, and to run what is new.
+func (f *wiredVMs) testServerLost(t *testing.T) {
+	ctx := within(t, clusterLimit)
+	api, err := Access(ctx, f.second, builtImage(t), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	err = poll(ctx, "another server takes a write", func(ctx context.Context) (bool, error) {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		_, err := api.CoreV1().ConfigMaps(namespace).Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "after-"}}, metav1.CreateOptions{})
+		return err == nil, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s took a write %.1f s after %s was lost", f.second.Name(), time.Since(begin).Seconds(), f.server.Name())
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "after", Labels: map[string]string{"app": "after"}}, Spec: corev1.PodSpec{
+		NodeName: f.agent.Name(), Containers: []corev1.Container{{Name: "after", Image: builtImage(t).HelloTag, ImagePullPolicy: corev1.PullNever}},
+	}}
+	if _, err := api.CoreV1().Pods(namespace).Create(ctx, pod, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	waitPods(ctx, t, api, "after", 1)
+	t.Logf("a new pod runs on %s %.1f s after %s was lost", f.agent.Name(), time.Since(begin).Seconds(), f.server.Name())
 }
 
 // waitContainers waits until the Deployment's pods are ready with containers that were started since a moment.
@@ -309,7 +356,7 @@ func (f *wiredVMs) waitContainers(ctx context.Context, t *testing.T, since time.
 				}
 			}
 		}
-		if fresh != 2 {
+		if fresh != len(f.all) {
 			return false, fmt.Errorf("%d are: %s", fresh, podStates(list.Items))
 		}
 		return true, nil

@@ -70,7 +70,7 @@ var raced = []string{
 
 // lanePackages hold the tests of the lanes that start machines.
 var lanePackages = map[string][]string{
-	"native": {"./pkg/nodens/...", "./pkg/runner/..."},
+	"native": {"./pkg/nodens/...", "./pkg/bench/cluster/...", "./pkg/runner/..."},
 	"vm":     {"./pkg/build/grub/...", "./pkg/vm/...", "./pkg/runner/..."},
 }
 
