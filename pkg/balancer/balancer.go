@@ -12,7 +12,12 @@
 // node may have none of for a while. Data that stays unacknowledged would tell as soon (TCP_USER_TIMEOUT), but not apart
 // from a bad line: with 300 ms each way and every 50th packet lost, 3 s pass without an acknowledgement once in 600
 // exchanges, and would break a connection that works. Cuts wait until another server has answered since the doubt began:
-// when all are silent it is this machine's own cable.
+// when all are silent it is this machine's own cable. A time that ran out while this process did not get to run proves
+// nothing.
+//
+// Busy is not dead: a server whose kernel takes connections and whose handshakes are not over within 4 s gets no new
+// connections while there is a better one, and loses what it has after 15 s, provided that a whole check of another
+// server, begun meanwhile, went well. When all handshakes are slow it is this machine that is too busy.
 //
 // The bytes are not looked at: clients do TLS with the apiserver itself. The list of servers survives restarts in a
 // file, so that a node finds its cluster when the server that it once joined by is gone.
@@ -51,7 +56,8 @@ type Options struct {
 	Prefer string
 	// Seed is the node's name: it picks among equal servers.
 	Seed string
-	// TLS says whom to trust as a server, for checks; it is called for each, so
+	// TLS says whom to trust as a server, for checks, and by which name; a
+	// client's certificate in it is not used. It is called for each check, so
 	// that it may read files that appear or change. Nil, or an error of it,
 	// leaves the check at whether somebody listens.
 	TLS func() (*tls.Config, error)

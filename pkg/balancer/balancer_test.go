@@ -52,8 +52,8 @@ func startServer(t *testing.T, name, addr string) *apiserver {
 	return serveOn(t, name, l)
 }
 
-// serveOn is an apiserver behind a listener.
-func serveOn(t *testing.T, name string, l net.Listener) *apiserver {
+// serveOn is an apiserver behind a listener, with TLS as options make it.
+func serveOn(t *testing.T, name string, l net.Listener, options ...func(*tls.Config)) *apiserver {
 	s := &apiserver{name: name, addr: l.Addr().String()}
 	s.ready.Store(http.StatusOK)
 	mux := http.NewServeMux()
@@ -81,6 +81,9 @@ func serveOn(t *testing.T, name string, l net.Listener) *apiserver {
 	})
 	s.server = &httptest.Server{Listener: l, Config: &http.Server{Handler: mux, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}}
 	s.server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert} // as the apiserver does
+	for _, o := range options {
+		o(s.server.TLS)
+	}
 	s.server.StartTLS()
 	t.Cleanup(s.stop)
 	return s
@@ -427,7 +430,7 @@ func TestStoppedProcess(t *testing.T) {
 	other := startServer(t, "other", "")
 	f := run(t, Options{Initial: []string{mute.Addr().String()}, Prefer: mute.Addr().String()}, quick(), other)
 	s := &apiserver{name: "mute", addr: mute.Addr().String()}
-	d := f.state(s, Dead)
+	d := f.state(s, NotReady)
 	t.Logf("noticed after %v: %s", d.Round(time.Millisecond), f.of(s).Reason)
 	if got := f.name(); got != "other" {
 		t.Errorf("a connection went to %q", got)

@@ -100,15 +100,21 @@ func (b *Balancer) suspect(asked []*server, winner *server) {
 }
 
 // dial is one attempt. Its failure counts against the server, unless the
-// reason is on this side.
+// reason is on this side: a time that ran out while this process stood still
+// has the server checked.
 func (b *Balancer) dial(ctx context.Context, s *server) attempt {
 	began := b.pool.now()
+	start := time.Now()
 	limit, cancel := context.WithTimeout(ctx, b.timing.dial)
 	defer cancel()
 	a := b.once(limit, s)
-	if a.err == nil {
+	switch {
+	case a.err == nil:
 		b.pool.answered(s)
-	} else if ctx.Err() == nil && !ownFault(a.err) {
+	case ctx.Err() != nil || ownFault(a.err):
+	case nobodySpoke(a.err) && overslept(time.Since(start), b.timing.dial):
+		notify(s.kick)
+	default:
 		b.pool.refused(s, began, a.err)
 	}
 	return a
@@ -133,39 +139,57 @@ const mostAttempts = 4
 // reach connects to s for a check. While it is silent there are further
 // attempts, staggered: each begins with a packet of its own, which the kernel
 // repeats after a second alone. A line that loses some packets hardly loses
-// them all, so that the error wraps errSilent only when there is no line.
+// them all, so that the error wraps errSilent only when there is no line; and
+// only when this process was there all the time to see an answer.
 func (b *Balancer) reach(ctx context.Context, s *server) (*net.TCPConn, error) {
 	limit, cancel := context.WithTimeout(ctx, b.timing.silence)
 	defer cancel()
 	results := make(chan attempt)
 	next := time.NewTimer(0)
 	defer next.Stop()
+	begin, last := time.Now(), time.Time{}
 	for started, pending := 0, 0; ; {
 		select {
 		case <-next.C:
+			if started == mostAttempts {
+				b.pool.doubt(s)
+				break
+			}
+			last = time.Now()
 			go func() { results <- b.once(limit, s) }()
 			started, pending = started+1, pending+1
-			if started < mostAttempts {
-				next.Reset(b.timing.again)
-			}
-			if started == mostAttempts-1 {
-				b.pool.doubt(s)
-			}
+			next.Reset(b.timing.again)
 		case a := <-results:
 			pending--
 			silent := nobodySpoke(a.err)
 			if silent && limit.Err() == nil && (pending > 0 || started < mostAttempts) {
 				continue
 			}
+			unseen := limit.Err() != nil && (started < mostAttempts || b.timing.unseen(begin, last, time.Now()))
 			cancel()
 			drain(results, pending)
-			if silent {
+			switch {
+			case silent && unseen:
+				a.err = fmt.Errorf("this machine stood still while it waited: %w", a.err)
+			case silent:
 				a.err = fmt.Errorf("%w: %w", errSilent, a.err)
 			}
 			return a.conn, a.err
 		}
 	}
 }
+
+// unseen reports whether this process may not have seen an answer to a check
+// that began then, tried for the last time and is over: when it got to run
+// late, time is up before it looks at what the kernel has for it.
+func (t timing) unseen(begin, last, over time.Time) bool {
+	wanted := t.silence - (mostAttempts-1)*t.again // for the last attempt
+	return overslept(over.Sub(begin), t.silence) || over.Sub(last) < wanted/2
+}
+
+// overslept reports whether something took much longer than its limit, as it
+// does in a process that does not get to run.
+func overslept(took, limit time.Duration) bool { return took > limit+limit/4 }
 
 // nobodySpoke reports whether a connection failed for want of any answer of
 // the other machine: a router's, or the failure to find it on the own network,

@@ -21,6 +21,7 @@ type server struct {
 	gone   bool // not in the pool any more
 	health health
 	heard  time.Time // when its kernel answered last, whatever it said
+	proved time.Time // when the last check began that found it ready
 	// sessions are the connections that go to it.
 	sessions map[*session]struct{}
 	kick     chan struct{} // asks for a check now; holds one
@@ -142,11 +143,14 @@ func (p *pool) checked(s *server, began time.Time, err error) {
 	p.change(s, func(now time.Time) {
 		switch {
 		case err == nil:
+			s.proved = began
 			s.health.ready(now)
+		case errors.Is(err, errSlow):
+			s.health.slow(began, now, err)
 		case errors.Is(err, errNotReady):
 			s.health.unready(began, now, err)
 		case errors.Is(err, errSilent):
-			s.health.refused(began, now, err)
+			s.health.vanished(began, now, err)
 		default:
 			s.health.silent(began, now, err)
 		}
@@ -210,21 +214,33 @@ func (p *pool) sweep() {
 }
 
 // refuge reports whether there is a server to go to from s: one that is ready,
-// answered since s was in doubt, and was ready when s failed last. When this
-// machine's own cable was out, connections live on when it is back. Others that
-// could be one are asked.
+// has shown since s was in doubt that it does better than s from here, and was
+// ready when the check began that s failed last. When this machine's own cable
+// was out, or it was too busy for handshakes, connections live on when that is
+// over. Others that could be a refuge are asked.
 func (p *pool) refuge(s *server) bool {
 	found := false
 	for _, other := range p.servers {
 		switch {
 		case other == s || other.health.state != Ready:
-		case other.heard.Before(s.health.missed):
+		case !other.outdid(&s.health):
 			notify(other.kick)
 		case !s.health.failed.Before(other.health.since):
 			found = true
 		}
 	}
 	return found
+}
+
+// outdid reports whether s has done what a server that seems lost has not since
+// it was first missed: beside one that no packet comes from it is enough that
+// the kernel of s answers, beside any other only a whole check tells that this
+// machine can still make one.
+func (s *server) outdid(lost *health) bool {
+	if !lost.unheard.IsZero() {
+		return !s.heard.Before(lost.unheard)
+	}
+	return !s.proved.Before(lost.missed)
 }
 
 // cut ends all connections to s. Clients connect again, and come out

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 )
@@ -19,12 +20,16 @@ var errNotReady = errors.New("not ready")
 // maxAnswer bounds what is read of an unready server's explanation.
 const maxAnswer = 8 << 10
 
+// errSlow marks a handshake that was not over in time. Who takes connections
+// lives; whether it, the line or this machine is too busy is not known.
+var errSlow = errors.New("tls handshake not over in time")
+
 // errSilent marks that nothing at all came from a server.
 var errSilent = errors.New("no answer")
 
 // probe asks a server whether it is ready: nil, an error that wraps
-// errNotReady, or another error when nobody trusted answers, which wraps
-// errSilent when nobody does. With cfg nil all that can be known is whether
+// errNotReady or errSlow, or another error when nobody trusted answers, which
+// wraps errSilent when nobody does. With cfg nil all that can be known is whether
 // somebody listens.
 //
 // Each probe makes a connection of its own, for that is what it is to prove.
@@ -49,6 +54,9 @@ func (b *Balancer) probe(ctx context.Context, s *server, cfg *tls.Config) error 
 		if declined(err) && !s.strict {
 			s.strict = true
 			return b.probe(ctx, s, cfg)
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return fmt.Errorf("%w: %w", errSlow, err)
 		}
 		return fmt.Errorf("tls: %w", err)
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 func TestHealth(t *testing.T) {
-	// r: ready, u: unready, s: silent, x: connection refused
+	// r: ready, u: unready, l: slow, s: silent, x: connection refused
 	for events, want := range map[string]State{
 		"":       Unknown,
 		"r":      Ready,
@@ -39,6 +39,15 @@ func TestHealth(t *testing.T) {
 		"ruusu":  NotReady,
 		"ruusus": NotReady,
 		"rxs":    Dead,
+		"l":      NotReady,
+		"rl":     NotReady,
+		"rll":    NotReady,
+		"rlr":    Ready,
+		"rls":    NotReady,
+		"rlss":   Dead,
+		"rsls":   NotReady,
+		"rlx":    Dead,
+		"rxl":    NotReady,
 	} {
 		h := health{state: Unknown}
 		now := time.Unix(1000, 0)
@@ -49,6 +58,8 @@ func TestHealth(t *testing.T) {
 				h.ready(now)
 			case 'u':
 				h.unready(now, now, errNotReady)
+			case 'l':
+				h.slow(now, now, errSlow)
 			case 's':
 				h.silent(now, now, errors.New("timeout"))
 			case 'x':
@@ -238,7 +249,11 @@ func TestRest(t *testing.T) {
 		want   time.Duration // of first
 	}{
 		{"nobody was asked yet", func() {}, d.soon},
-		{"none is ready", func() { first.health.unready(now, now, why); second.health.silent(now, now, why) }, d.soon},
+		{"none is ready", func() {
+			first.health.unready(now, now, why)
+			first.health.unready(now, now, why)
+			second.health.silent(now, now, why)
+		}, d.soon},
 		{"another is ready", func() { second.health.ready(now) }, d.interval},
 		{"both are", func() { first.health.ready(now) }, d.spare},
 		{"it is the current one", func() { p.current = first }, d.brisk},
@@ -248,6 +263,8 @@ func TestRest(t *testing.T) {
 		}, d.brisk},
 		{"it is on this machine", func() { p.prefer = first.address }, d.interval},
 		{"it is in doubt", func() { first.health.unready(now, now, why) }, d.soon},
+		{"its handshake took too long", func() { first.health.ready(now); first.health.slow(now, now, why) }, d.soon},
+		{"and again", func() { first.health.slow(now, now, why) }, d.interval},
 		{"it is the only one, and in use", func() {
 			p.prefer = own.address
 			first.health.ready(now)
@@ -261,28 +278,57 @@ func TestRest(t *testing.T) {
 	}
 }
 
-// TestRefuge is about when connections to a dead server are cut.
+// TestRefuge is about when connections to a server that seems lost are cut.
 func TestRefuge(t *testing.T) {
 	at := func(seconds int) time.Time { return time.Unix(1e9, 0).Add(time.Duration(seconds) * time.Second) }
+	why := errors.New("why")
 	for _, tt := range []struct {
-		name         string
-		since, heard int // of the other server, which is ready
-		failed       int // the dead one, in doubt since second 100
-		want, asked  bool
+		name                 string
+		since, proved, heard int // of the other server, which is ready
+		event                func(h *health, began, now time.Time, why error)
+		failed               int // when the last check of the lost one began, missed since second 100
+		want, asked          bool
 	}{
-		{"it answered since", 1, 101, 102, true, false},
-		{"it answered before: it may be this machine's cable", 1, 95, 102, false, true},
-		{"it is back after a cable was: the other may be as well", 110, 110, 105, false, false},
-		{"it is back, and the other is not", 110, 110, 113, true, false},
+		{"it answered since", 1, 95, 101, (*health).vanished, 102, true, false},
+		{"it answered before: it may be this machine's cable", 1, 95, 95, (*health).vanished, 102, false, true},
+		{"it is back after a cable was: the other may be as well", 110, 109, 110, (*health).vanished, 105, false, false},
+		{"it is back, and the other is not", 110, 109, 110, (*health).vanished, 113, true, false},
+		{"only its kernel answered, beside one that lives", 1, 95, 101, (*health).slow, 102, false, true},
+		{"a whole check went well that began before", 1, 99, 103, (*health).slow, 102, false, true},
+		{"a whole check went well", 1, 101, 101, (*health).slow, 102, true, false},
+		{"this machine was too busy, and is no more", 110, 109, 109, (*health).slow, 108, false, false},
+		{"only its kernel answered, beside one that refuses", 1, 95, 101, (*health).refused, 102, false, true},
+		{"it serves beside one that refuses", 1, 101, 101, (*health).refused, 102, true, false},
 	} {
-		dead, other := &server{address: "dead", kick: make(chan struct{}, 1)}, &server{address: "other", kick: make(chan struct{}, 1), heard: at(tt.heard)}
-		p := &pool{servers: map[string]*server{dead.address: dead, other.address: other}}
-		dead.health.ready(at(0))
-		dead.health.refused(at(100), at(102), errors.New("no answer"))
-		dead.health.refused(at(tt.failed), at(tt.failed), errors.New("no answer"))
+		lost := &server{address: "lost", kick: make(chan struct{}, 1)}
+		other := &server{address: "other", kick: make(chan struct{}, 1), heard: at(tt.heard), proved: at(tt.proved)}
+		p := &pool{servers: map[string]*server{lost.address: lost, other.address: other}}
+		lost.health.ready(at(0))
+		tt.event(&lost.health, at(100), at(102), why)
+		tt.event(&lost.health, at(tt.failed), at(tt.failed+2), why)
 		other.health.ready(at(tt.since))
-		if got := p.refuge(dead); got != tt.want || len(other.kick) > 0 != tt.asked {
+		if got := p.refuge(lost); got != tt.want || len(other.kick) > 0 != tt.asked {
 			t.Errorf("%s: refuge = %t, the other is asked %t; want %t, %t", tt.name, got, len(other.kick) > 0, tt.want, tt.asked)
+		}
+	}
+}
+
+// TestUnseen is about a process that did not run while time went by.
+func TestUnseen(t *testing.T) {
+	d := defaultTiming()
+	begin := time.Now()
+	for _, tt := range []struct {
+		name       string
+		last, over time.Duration // since begin
+		want       bool
+	}{
+		{"as it is to be", 1050 * time.Millisecond, 2 * time.Second, false},
+		{"a busy moment", 1200 * time.Millisecond, 2200 * time.Millisecond, false},
+		{"it stood still in the middle", 1900 * time.Millisecond, 2 * time.Second, true},
+		{"it stood still to the end", 1050 * time.Millisecond, 3 * time.Second, true},
+	} {
+		if got := d.unseen(begin, begin.Add(tt.last), begin.Add(tt.over)); got != tt.want {
+			t.Errorf("%s: unseen = %t; want %t", tt.name, got, tt.want)
 		}
 	}
 }

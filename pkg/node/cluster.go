@@ -62,7 +62,7 @@ func (s *servers) get() []string {
 func (n *node) newBalancer() (*balancer.Balancer, error) {
 	o := balancer.Options{
 		Listen: balancerAddress, File: filepath.Join(n.StateDir, "servers.json"), Initial: n.withJoined(n.Servers),
-		Seed: n.Name, TLS: n.clientTLS, Log: n.log,
+		Seed: n.Name, TLS: n.serverTLS, Log: n.log,
 	}
 	if n.Role == membership.Server {
 		// An apiserver that stops is taken out of the list; its own node asks it again as soon as it is back.
@@ -98,8 +98,9 @@ func (n *node) withJoined(all []string) []string {
 	return append(slices.Clone(all), n.Server)
 }
 
-// clientTLS is for connections to an apiserver, with the certificates as they are now.
-func (n *node) clientTLS() (*tls.Config, error) {
+// serverTLS is whom to trust as an apiserver now. It needs no certificate of the node: one that is missing or damaged says
+// nothing about servers.
+func (n *node) serverTLS() (*tls.Config, error) {
 	file := pki.CertFile(n.TLSDir, pki.ServerCA)
 	pem, err := os.ReadFile(file)
 	if err != nil {
@@ -109,12 +110,22 @@ func (n *node) clientTLS() (*tls.Config, error) {
 	if !roots.AppendCertsFromPEM(pem) {
 		return nil, fmt.Errorf("%s holds no certificate", file)
 	}
+	return &tls.Config{RootCAs: roots, ServerName: apiserverName, MinVersion: tls.VersionTLS12}, nil
+}
+
+// clientTLS is for connections to an apiserver as this node, with the certificates as they are now.
+func (n *node) clientTLS() (*tls.Config, error) {
+	cfg, err := n.serverTLS()
+	if err != nil {
+		return nil, err
+	}
 	path := pki.PairFile(n.TLSDir, pki.KubeletClient)
 	pair, err := tls.LoadX509KeyPair(path, path)
 	if err != nil {
 		return nil, err
 	}
-	return &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, ServerName: apiserverName, MinVersion: tls.VersionTLS12}, nil
+	cfg.Certificates = []tls.Certificate{pair}
+	return cfg, nil
 }
 
 // runTunnel lets every apiserver reach this node, from inside.

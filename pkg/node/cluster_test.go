@@ -1,10 +1,13 @@
 package node
 
 import (
+	"os"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/cairn-os/cairn/pkg/pki"
 )
 
 func TestServersOf(t *testing.T) {
@@ -44,5 +47,27 @@ func TestWithJoined(t *testing.T) {
 	}
 	if got := (&node{}).withJoined(want); len(got) != 2 {
 		t.Errorf("withJoined on the first server = %v; want what the cluster says", got)
+	}
+}
+
+// TestServerTLS wants servers judged by their authority alone: a client certificate that is missing or damaged is the
+// node's own affair.
+func TestServerTLS(t *testing.T) {
+	n := &node{Options: Options{TLSDir: t.TempDir()}}
+	if _, err := n.serverTLS(); err == nil {
+		t.Error("serverTLS without an authority = nil; want an error")
+	}
+	if _, err := pki.EnsureAuthorities(pki.Options{Dir: n.TLSDir, Node: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(pki.PairFile(n.TLSDir, pki.KubeletClient), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := n.serverTLS()
+	if err != nil || cfg.RootCAs == nil || cfg.ServerName != apiserverName || len(cfg.Certificates) > 0 {
+		t.Errorf("serverTLS with a damaged client certificate = %+v, %v; want the authority", cfg, err)
+	}
+	if _, err := n.clientTLS(); err == nil {
+		t.Error("clientTLS with a damaged client certificate = nil; want an error")
 	}
 }
