@@ -35,8 +35,12 @@ func (c *trio) start(dir string, join bool) error {
 			if to == nil {
 				return nil, errors.New("not there")
 			}
+			own, err := member.ReadIdentity(dir)
+			if err != nil {
+				return nil, err
+			}
 			a, b := net.Pipe()
-			go to.Serve(b)
+			go to.ServeFrom(own.ID, b)
 			return a, nil
 		},
 	})

@@ -26,9 +26,6 @@ const (
 	greetingLimit = 10 * time.Second
 )
 
-// anyone is the sender of a connection of which nothing is known.
-const anyone = 0
-
 // readGreeting returns the beginning of a raft connection that the member from
 // opened. What begins otherwise is refused: dqlite would serve a client on it,
 // to whom it refuses nothing, or take raft's messages for those of the member
@@ -46,7 +43,7 @@ func (b *bridges) readGreeting(conn net.Conn, from uint64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if from != anyone && id != from {
+	if id != from {
 		return nil, fmt.Errorf("greeting: %s greets as %s", Name(from), Name(id))
 	}
 	return data, conn.SetReadDeadline(time.Time{})

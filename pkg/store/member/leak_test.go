@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -105,7 +104,7 @@ func TestRefusedPeer(t *testing.T) {
 func TestServeRefusesClients(t *testing.T) {
 	n := newNetwork(t)
 	a := n.start("a")
-	conn, err := net.Dial("tcp", a.listener.Addr().String())
+	conn, err := a.call(t.Context(), 1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,8 +21,8 @@ func Start(Options) (*Member, error) { return nil, ErrNoCgo }
 // ID returns 0.
 func (m *Member) ID() uint64 { return 0 }
 
-// Serve closes conn.
-func (m *Member) Serve(conn net.Conn) { _ = conn.Close() }
+// ServeFrom closes conn.
+func (m *Member) ServeFrom(_ uint64, conn net.Conn) { _ = conn.Close() }
 
 // Leader returns ErrNoCgo.
 func (m *Member) Leader(context.Context) (Info, error) { return Info{}, ErrNoCgo }

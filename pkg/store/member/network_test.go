@@ -5,6 +5,7 @@ package member
 import (
 	"context"
 	"database/sql"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -56,8 +57,9 @@ func testLogger(t *testing.T) *slog.Logger {
 }
 
 func (n *network) options(name string) Options {
+	dir := filepath.Join(n.root, name)
 	return Options{
-		Dir: filepath.Join(n.root, name), Join: name != "a", Dial: n.dial,
+		Dir: dir, Join: name != "a", Dial: func(ctx context.Context, id uint64) (net.Conn, error) { return n.dial(ctx, dir, id) },
 		Latency: testLatency, Logger: testLogger(n.t),
 		Snapshot: SnapshotParams{Threshold: 128, Trailing: 256}, // so that tests see snapshots soon
 	}
@@ -97,8 +99,35 @@ func (n *testNode) accept() {
 		n.mu.Lock()
 		n.conns = append(n.conns, conn)
 		n.mu.Unlock()
-		n.served.Go(func() { n.Serve(conn) })
+		n.served.Go(func() { n.serveCaller(conn) })
 	}
+}
+
+// serveCaller serves whoever says first who it is, see call.
+func (n *testNode) serveCaller(conn net.Conn) {
+	var from uint64
+	err := conn.SetReadDeadline(time.Now().Add(patience))
+	if err == nil {
+		err = binary.Read(conn, binary.LittleEndian, &from)
+	}
+	if err != nil {
+		_ = conn.Close()
+		return
+	}
+	n.ServeFrom(from, conn)
+}
+
+// call opens a connection as the member from.
+func (n *testNode) call(ctx context.Context, from uint64) (net.Conn, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", n.listener.Addr().String())
+	if err != nil {
+		return nil, err
+	}
+	if err := binary.Write(conn, binary.LittleEndian, from); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return conn, nil
 }
 
 // stop stops the member, once.
@@ -118,9 +147,9 @@ func (n *testNode) stop() {
 	n.served.Wait()
 }
 
-// dial is what all members dial with. All of them lose a lost one, and it all
-// others.
-func (n *network) dial(ctx context.Context, id uint64) (net.Conn, error) {
+// dial is what the member in dir dials with. All members lose a lost one, and
+// it all others.
+func (n *network) dial(ctx context.Context, dir string, id uint64) (net.Conn, error) {
 	n.dials.Add(1)
 	n.mu.Lock()
 	node, lost := n.nodes[id], n.lost[id]
@@ -132,8 +161,11 @@ func (n *network) dial(ctx context.Context, id uint64) (net.Conn, error) {
 	if node == nil {
 		return nil, errors.New("connection refused")
 	}
-	var d net.Dialer
-	return d.DialContext(ctx, "tcp", node.listener.Addr().String())
+	own, err := ReadIdentity(dir)
+	if err != nil {
+		return nil, err
+	}
+	return node.call(ctx, own.ID)
 }
 
 // lose makes a member unreachable; what it receives now stays unread.

@@ -9,9 +9,6 @@ import (
 	"net"
 )
 
-// Serve is ServeFrom for a connection of which it is not known who opened it.
-func (m *Member) Serve(conn net.Conn) { m.ServeFrom(anyone, conn) }
-
 // ServeFrom carries a raft connection that the member with the ID from opened,
 // which must greet as itself. It returns when the connection ends, which it
 // closes.

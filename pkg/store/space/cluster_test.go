@@ -62,8 +62,12 @@ func (v *voters) start(dir string, join bool) (*member.Member, error) {
 			if to == nil {
 				return nil, errors.New("not there")
 			}
+			own, err := member.ReadIdentity(dir)
+			if err != nil {
+				return nil, err
+			}
 			a, b := net.Pipe()
-			go to.Serve(b)
+			go to.ServeFrom(own.ID, b)
 			return a, nil
 		},
 	})
