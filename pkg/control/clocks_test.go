@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -100,7 +101,9 @@ func beatLease(t *testing.T, client *fake.Clientset, namespace, name, host strin
 }
 
 func quickClocks() clockTimes {
-	return clockTimes{soon: 100 * time.Millisecond, interval: 200 * time.Millisecond, patience: 2 * time.Second, again: time.Minute}
+	return clockTimes{
+		soon: 100 * time.Millisecond, interval: 200 * time.Millisecond, stands: 500 * time.Millisecond, patience: 2 * time.Second, again: time.Minute,
+	}
 }
 
 // TestWrongClock has a leader with a clock that others' differ from, or not: it gives the lead away when they do and one of
@@ -218,6 +221,161 @@ func TestClockIsSet(t *testing.T) {
 	eventually(t, 3*time.Second, "right clock", func() bool { return lock.mayTake(time.Now()) == nil })
 }
 
+// jumpyMachine is a machine whose clock is set at some time.
+type jumpyMachine struct {
+	server        bool
+	before, after time.Duration // how far its clock is ahead of the right one
+	set           time.Duration // when it is set
+}
+
+func (m jumpyMachine) clock(begin, at time.Time) time.Time {
+	if at.Sub(begin) >= m.set {
+		return at.Add(m.after).Round(0)
+	}
+	return at.Add(m.before).Round(0)
+}
+
+// jumpyCluster has the Leases of machines that renew them every 10 s, each at its own moment.
+func jumpyCluster(begin time.Time, all []jumpyMachine) *fake.Clientset {
+	client := &fake.Clientset{}
+	client.AddReactor("list", "leases", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		list := &coordinationv1.LeaseList{}
+		for number, m := range all {
+			lease := coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("machine-", number), Namespace: corev1.NamespaceNodeLease}}
+			if m.server {
+				lease.Namespace = metav1.NamespaceSystem
+				lease.Labels = map[string]string{"apiserver.kubernetes.io/identity": "kube-apiserver", corev1.LabelHostname: lease.Name}
+			}
+			if lease.Namespace != a.GetNamespace() {
+				continue
+			}
+			since := time.Since(begin) - time.Duration(number)*1700*time.Millisecond
+			at := metav1.NewMicroTime(m.clock(begin, time.Now().Add(-(since+time.Minute)%(10*time.Second))))
+			lease.Spec.RenewTime = &at
+			list.Items = append(list.Items, lease)
+		}
+		return true, list, nil
+	})
+	return client
+}
+
+// TestClocksThatJump has time servers set the clocks of machines that began with a wrong one. The first server's is
+// compared with the others', at the times of a node, for ten minutes.
+func TestClocksThatJump(t *testing.T) {
+	const old, never = -100 * 24 * time.Hour, time.Hour
+	server := func(set time.Duration) jumpyMachine { return jumpyMachine{server: true, before: old, set: set} }
+	agent := func(set time.Duration) jumpyMachine { return jumpyMachine{before: old, set: set} }
+	right := jumpyMachine{server: true}
+	for _, tt := range []struct {
+		name     string
+		machines []jumpyMachine
+		doubted  bool          // at some time: a free lease is left to others
+		wrong    time.Duration // since when, at the latest; 0: never
+	}{
+		{"all at the same second", []jumpyMachine{server(65 * time.Second), server(65 * time.Second), server(65 * time.Second)}, false, 0},
+		{"the leader first, the others a minute later",
+			[]jumpyMachine{server(60 * time.Second), server(120 * time.Second), server(120 * time.Second), agent(119 * time.Second), agent(121 * time.Second)}, true, 0},
+		{"the leader a minute after the others",
+			[]jumpyMachine{server(120 * time.Second), server(60 * time.Second), server(60 * time.Second)}, true, 0},
+		{"the leader never", []jumpyMachine{server(never), server(60 * time.Second), server(61 * time.Second)}, true, 5 * time.Minute},
+		{"the leader is set to another day", []jumpyMachine{{server: true, after: old, set: time.Minute}, right, right}, true, 5 * time.Minute},
+		{"the kubelets agree with the leader", []jumpyMachine{{server: true}, {server: true, before: old, set: never}, {server: true, before: old, set: never},
+			{}, {}, {}}, false, 0},
+	} {
+		for _, phase := range []time.Duration{0, 3 * time.Second, 7 * time.Second, 11 * time.Second, 17 * time.Second, 23 * time.Second} {
+			t.Run(fmt.Sprint(tt.name, "/", phase), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { followClocks(t, tt.machines, phase, tt.doubted, tt.wrong) })
+			})
+		}
+	}
+}
+
+// followClocks compares the first machine's clock with the others', from when these have run for that long.
+func followClocks(t *testing.T, all []jumpyMachine, phase time.Duration, mayDoubt bool, wrongBy time.Duration) {
+	begin := time.Now()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	time.Sleep(phase)
+	var said []string
+	o := DefaultOptions("machine-0")
+	o.Status = func(text string) { said = append(said, text) }
+	c := newClocks(o, jumpyCluster(begin, all), slog.New(slog.DiscardHandler))
+	c.now = func() time.Time { return all[0].clock(begin, time.Now()) }
+	go c.run(ctx)
+	doubted, wrong := time.Duration(0), time.Duration(0)
+	for ctx.Err() == nil {
+		time.Sleep(time.Second)
+		if doubted == 0 && c.doubt() {
+			doubted = time.Since(begin)
+		}
+		if text, _ := c.state(); wrong == 0 && text != "" {
+			wrong = time.Since(begin)
+		}
+	}
+	synctest.Wait()
+	t.Logf("doubted after %v, wrong after %v", doubted, wrong)
+	if !mayDoubt && doubted != 0 {
+		t.Errorf("doubted after %v; want it never", doubted)
+	}
+	if (wrong != 0) != (wrongBy != 0) || wrong > wrongBy {
+		t.Errorf("wrong after %v; want it by %v (0: never)", wrong, wrongBy)
+	}
+	if wrong != 0 && wrong-doubted < time.Minute {
+		t.Errorf("wrong %v after it was doubted; want it to stand for long", wrong-doubted)
+	}
+	if told := len(said) > 0; told != (wrongBy != 0) || (told && said[0] == "") {
+		t.Errorf("status %q; want it to tell of a wrong clock: %t", said, wrongBy != 0)
+	}
+}
+
+// TestLookThatListsNodesFirst gives no verdict while nothing of the kubelets can be known.
+func TestLookThatListsNodesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := jumpyCluster(time.Now(), []jumpyMachine{{server: true}, {server: true, before: time.Hour, set: 24 * time.Hour}, {}, {}})
+		c := newClocks(DefaultOptions("machine-0"), client, slog.New(slog.DiscardHandler))
+		heard := [][]string{nil, nil, {"machine-1", "machine-2", "machine-3"}, {"machine-1", "machine-2", "machine-3"}, nil, nil, {"machine-1", "machine-2", "machine-3"}}
+		for i, want := range heard {
+			if i == 4 { // the own clock is set
+				c.now = func() time.Time { return time.Now().Add(30 * time.Minute) }
+			}
+			all, fresh, err := c.look(t.Context())
+			if err != nil || fresh != (want != nil) {
+				t.Errorf("look %d: fresh %t, %v; want %t", i, fresh, err, want != nil)
+			}
+			var got []string
+			for _, o := range all {
+				got = append(got, o.machine)
+			}
+			if d := cmp.Diff(want, got); fresh && d != "" {
+				t.Errorf("look %d (-want +got):\n%s", i, d)
+			}
+			time.Sleep(c.times.soon)
+		}
+	})
+}
+
+// TestClearsOwnStatusOnly leaves a status line alone that is not of here.
+func TestClearsOwnStatusOnly(t *testing.T) {
+	var said []string
+	o := DefaultOptions("shop-1")
+	o.Status = func(text string) { said = append(said, text) }
+	c := newClocks(o, &fake.Clientset{}, slog.New(slog.DiscardHandler))
+	c.times.stands = 0
+	wrong := comparison{differ: true, wrong: true, off: time.Hour, by: []string{"b", "c"}}
+	for range 3 {
+		c.conclude(t.Context(), comparison{})
+	}
+	if len(said) != 0 {
+		t.Errorf("said %q before anything was wrong", said)
+	}
+	for _, v := range []comparison{wrong, {}, wrong, wrong, {}, wrong, {}, {}, {}, {}} {
+		c.conclude(t.Context(), v)
+	}
+	if want := []string{wrong.text(), ""}; !cmp.Equal(said, want) {
+		t.Errorf("said %q; want %q", said, want)
+	}
+}
+
 // TestApiserverLeases hears the clock of a real apiserver.
 func TestApiserverLeases(t *testing.T) {
 	if testing.Short() {
@@ -233,7 +391,7 @@ func TestApiserverLeases(t *testing.T) {
 	c.now = func() time.Time { return time.Now().Add(48 * time.Hour) }
 	var heard []otherClock
 	eventually(t, 40*time.Second, "renewal of the apiserver's Lease", func() bool {
-		all, err := c.look(t.Context())
+		all, _, err := c.look(t.Context())
 		if err != nil {
 			t.Error(err)
 		}
@@ -281,11 +439,11 @@ func TestStuckControllersEndFirst(t *testing.T) {
 	}
 }
 
-// TestLeaseTimes wants time for the controllers of Kubernetes, which give up after three fifths of controllersGrace.
+// TestLeaseTimes wants all of controllersGrace for the controllers, however late it is noticed that the lease is lost.
 func TestLeaseTimes(t *testing.T) {
 	l := nodeLease()
 	rest := l.lasts - (l.renew + l.retry + l.deadline)
-	if want := controllersGrace*3/5 + leaseMargin; rest < want {
+	if want := controllersGrace + leaseMargin; rest < want {
 		t.Errorf("when the lease is lost %v are left; want %v", rest, want)
 	}
 	for _, tt := range []struct {
@@ -295,7 +453,7 @@ func TestLeaseTimes(t *testing.T) {
 		want time.Duration
 	}{
 		{"soonest", l.deadline, false, l.lasts - l.deadline - leaseMargin},
-		{"latest", l.renew + l.retry + l.deadline, false, 3500 * time.Millisecond},
+		{"latest", l.renew + l.retry + l.deadline, false, 5500 * time.Millisecond},
 		{"the machine stood still", time.Hour, false, leastGrace},
 		{"alone, and kept", time.Minute, true, controllersGrace},
 	} {

@@ -31,10 +31,11 @@ const (
 // leaseTimes are those of the lease.
 //
 // A holder that cannot renew gives up while its controllers still have time to end before another one takes over: a
-// renewal is written again after renew, at the next retry, and given up deadline after that, so that at most 3 s + 2 s +
-// 6 s leave 4 s of the 15 s. The controllers have all of them but leaseMargin, see lock.left; those of Kubernetes give up
-// after 3 s. It is written less often than client-go asks for, because each write reaches the flash of every server; a
-// server that is alone writes each alone, as nobody could take over.
+// renewal is written again after renew, at the next retry, and given up deadline after that, so that at least 20 s - 3 s -
+// 2 s - 9 s = 6 s are left, and without leaseMargin more than controllersGrace; see lock.left. The deadline leaves time for
+// a request that hangs for as long as leaseRequest and for another one: a store whose leader died, or whose disk pauses,
+// answers again within it. The lease is written less often than client-go asks for, because each write reaches the flash of
+// every server; a server that is alone writes each alone, as nobody could take over.
 type leaseTimes struct {
 	lasts    time.Duration // without a renewal, before another takes over
 	deadline time.Duration // of trying to renew
@@ -43,14 +44,17 @@ type leaseTimes struct {
 	alone    time.Duration // the same of the cluster's only server
 }
 
-// nodeLease lets another server take over 15 s to 19 s after one died, and up to 5 s after one stopped in order.
+// nodeLease lets another server take over 20 s to 24 s after it saw the last renewal of one that died, and up to 5 s after
+// one stopped in order.
 func nodeLease() leaseTimes {
 	return leaseTimes{
-		lasts: 15 * time.Second, deadline: 6 * time.Second, retry: 2 * time.Second, renew: 3 * time.Second, alone: 7 * time.Second,
+		lasts: 20 * time.Second, deadline: 9 * time.Second, retry: 2 * time.Second, renew: 3 * time.Second, alone: 7 * time.Second,
 	}
 }
 
 const (
+	// leaseRequest bounds a request for the lease.
+	leaseRequest = 4 * time.Second
 	// leaseMargin is between the end of the controllers, or of the process, and the earliest start of another server's.
 	leaseMargin = 500 * time.Millisecond
 	// leastGrace is what controllers get whose lease was over when that was noticed: another server's work already, after
@@ -88,16 +92,20 @@ func newLeadership(o Options, config *rest.Config, log *slog.Logger, controllers
 	if times == (leaseTimes{}) {
 		times = nodeLease()
 	}
+	compare, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(config), "clocks")) // lists take longer
+	if err != nil {
+		return nil, err
+	}
 	config = rest.CopyConfig(config)
-	config.Timeout = times.deadline / 2 // a request that hangs leaves time for another one
-	config.QPS = -1                     // the lease's own times are the limit
+	config.Timeout = min(leaseRequest, times.deadline/2) // a request that hangs leaves time for another one
+	config.QPS = -1                                      // the lease's own times are the limit
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(config, "lease"))
 	if err != nil {
 		return nil, err
 	}
 	return &leadership{
 		node: o.Node, client: client, log: log, times: times, controllers: controllers,
-		identity: o.Node + "_" + rand.String(8), settled: make(chan struct{}), clocks: newClocks(o, client, log),
+		identity: o.Node + "_" + rand.String(8), settled: make(chan struct{}), clocks: newClocks(o, compare, log),
 	}, nil
 }
 
@@ -230,7 +238,8 @@ func (l *leadership) end(ctx context.Context, done <-chan error, lost <-chan str
 	for {
 		select {
 		case err := <-done:
-			if err != nil && ctx.Err() == nil {
+			// A wish of the controllers that they had at this moment comes true anyway.
+			if err != nil && ctx.Err() == nil && !errors.Is(err, errBeginAnew) && !errors.Is(err, ErrHandOver) {
 				return fmt.Errorf("%w: %w", errControllersStuck, err)
 			}
 			l.log.Info("controllers ended")
@@ -324,7 +333,7 @@ func (l *leadership) newLock() *lock {
 }
 
 // Get returns the record. After a power cut the lease is that of this node's dead process: waiting for its end would
-// cost a single server 15 s of its start. There is no second process: it could not listen on the apiserver's port.
+// cost a single server 20 s of its start. There is no second process: it could not listen on the apiserver's port.
 func (l *lock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
 	record, _, err := l.LeaseLock.Get(ctx)
 	if err != nil {
@@ -379,10 +388,11 @@ func (l *lock) Update(ctx context.Context, r resourcelock.LeaderElectionRecord) 
 
 // mayTake reports whether to take a lease that is free: with a wrong clock when nobody else did for a while.
 func (l *lock) mayTake(now time.Time) error {
-	if wrong, _ := l.clocks.state(); wrong == "" {
+	if !l.clocks.doubt() {
 		return nil
 	}
-	if now.Sub(l.tried) > 4*l.times.retry { // somebody had it in between: client-go tries at random, up to 2.2 times retry apart
+	// Somebody had it in between: client-go tries at random, up to 2.2 times retry apart, and its requests may hang.
+	if now.Sub(l.tried) > 8*l.times.retry {
 		l.free = now
 	}
 	l.tried = now

@@ -222,7 +222,7 @@ func TestTwoServers(t *testing.T) {
 	}
 	two.end(t, unix.SIGKILL)
 	begin = time.Now()
-	awaitHolder(t, first, "shop-1", 25*time.Second)
+	awaitHolder(t, first, "shop-1", 30*time.Second)
 	t.Logf("after its death the first server leads after %s", time.Since(begin))
 	deploy(t, first, "after-death")
 	awaitServers(t, first, "192.0.2.1")
