@@ -8,9 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -54,9 +52,18 @@ func (o Options) rotationServer(client kubernetes.Interface, certificates *certi
 	}
 	server := rotation.NewServer(rotation.ServerOptions{
 		Client: client, Node: o.Node, Dir: o.tls(), Change: certificates.change, Log: log,
-		Stage: func(s rotation.Stage) { gauge.Set(float64(s.Rank())) },
+		Refresh: func(ctx context.Context) { askKubelet(ctx, client, o.Node) },
+		Stage:   func(s rotation.Stage) { gauge.Set(float64(s.Rank())) },
 	})
 	return component{"authorities", server.Run}
+}
+
+// askKubelet has the apiserver ask a kubelet. Its client of kubelets looks each five minutes whether the authority's file
+// changed, but only when a request passes: a session of exec goes by what an earlier request found.
+func askKubelet(ctx context.Context, client kubernetes.Interface, node string) {
+	ctx, cancel := context.WithTimeout(ctx, serverTime)
+	defer cancel()
+	_ = client.CoreV1().RESTClient().Get().Resource("nodes").Name(node).SubResource("proxy").Suffix("healthz").Do(ctx).Error() // what it answers does not matter
 }
 
 // rotators is how the operator has the authorities replaced.
@@ -78,10 +85,16 @@ func (r *rotators) begin(ctx context.Context, check bool) (admin.Rotation, error
 		}
 		return r.look(ctx)
 	}
-	if _, err := rotation.Begin(ctx, o); err != nil {
+	s, err := rotation.Begin(ctx, o)
+	if err != nil {
 		return admin.Rotation{}, err
 	}
-	return r.look(ctx)
+	a, err := r.look(ctx)
+	if err != nil { // no reason to say that it has not begun
+		r.log.Info("authorities: their replacement has begun, and cannot be looked at", "error", err)
+		a.ID, a.Stage, a.Since, a.Begun, a.By = s.ID, string(s.Stage), s.Since, s.Begun, s.By
+	}
+	return a, nil
 }
 
 // look tells how far a replacement is. Without one, it tells which authority is in use.
@@ -114,19 +127,33 @@ func (r *rotators) present(ctx context.Context, n join.NodeRecord) error {
 		}
 		return err
 	}
+	if len(n.Addresses) == 0 {
+		return errors.New("no address of it is known")
+	}
 	ctx, cancel := context.WithTimeout(ctx, serverTime)
 	defer cancel()
-	err := errors.New("no address of it is known")
-	for _, a := range n.Addresses {
-		if err = r.sameAuthority(ctx, net.JoinHostPort(a.String(), strconv.Itoa(r.options.Port))); err == nil {
+	answers := make(chan error, len(n.Addresses))
+	for _, a := range n.Addresses { // at once: one that nothing answers on takes all the time
+		go func() {
+			answers <- r.sameAuthority(ctx, net.JoinHostPort(a.String(), strconv.Itoa(r.options.Port)))
+		}()
+	}
+	var first error // what comes before the time is over says more
+	for range n.Addresses {
+		err := <-answers
+		if err == nil {
 			return nil
 		}
+		if first == nil {
+			first = err
+		}
 	}
-	return err
+	return first
 }
 
-// sameAuthority asks a server for what it trusts, which must be what this one does: successors that this one makes would
-// be of no use to it otherwise.
+// sameAuthority asks a server which authority signs there. It must be the one that does here: successors that this server
+// makes would be of no use to the other otherwise. What is trusted besides, from a replacement that was given up, does not
+// matter: the next one takes it away.
 func (r *rotators) sameAuthority(ctx context.Context, address string) error {
 	config := rest.CopyConfig(r.config)
 	config.Host = "https://" + address
@@ -143,14 +170,22 @@ func (r *rotators) sameAuthority(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	ours, err := os.ReadFile(r.options.authority(pki.ServerCA))
+	their, err := cert.ParseCertsPEM(theirs)
+	if err != nil {
+		return fmt.Errorf("its authority of servers: %w", err)
+	}
+	our, err := cert.CertsFromFile(r.options.authority(pki.ServerCA))
 	if err != nil {
 		return fmt.Errorf("authority of servers: %w", err)
 	}
-	if strings.TrimSpace(string(theirs)) != strings.TrimSpace(string(ours)) {
-		return errors.New("it trusts other authorities than this server")
+	if their[0].Equal(our[0]) {
+		return nil
 	}
-	return nil
+	older := "its"
+	if our[0].NotAfter.Before(their[0].NotAfter) {
+		older = "this server's"
+	}
+	return fmt.Errorf("it has another authority than this server, %s is the older one: remove the servers whose authority is the older one, and let them join again", older)
 }
 
 func (op *operator) rotation(r *http.Request) (any, error) { return op.rotators().look(r.Context()) }

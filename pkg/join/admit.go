@@ -155,7 +155,8 @@ func (s *Server) checkRotation(ctx context.Context) error {
 		return fmt.Errorf("look for a rotation of the authorities: %w", err)
 	}
 	return &busyError{"the cluster's certificate authorities are being replaced, and no server can join until that is done; " +
-		"\"cairnctl cluster status\" on a server says what it waits for"}
+		"\"cairnctl cluster status\" on a server says what it waits for; a server that is to join anew must be removed first, " +
+		"with \"kubectl delete node NAME\""}
 }
 
 // checkVersion refuses a machine whose Kubernetes is newer than the apiserver's by more than patches: a kubelet must not

@@ -52,7 +52,7 @@ func crossFor(role membership.Role) []bundleFile {
 	names, dir := []string(nil), serverTLS
 	switch role {
 	case membership.Server:
-		names = authorities()
+		names = pki.Authorities()
 	case membership.Agent:
 		names, dir = []string{pki.ClientCA, pki.KubeletCA}, nodeTLS
 	}
@@ -70,18 +70,13 @@ const (
 	serverTLS = "server/tls"
 )
 
-// authorities lists the cluster's authorities.
-func authorities() []string {
-	return []string{pki.ServerCA, pki.ClientCA, pki.RequestHeaderCA, pki.KubeletCA, pki.StoreCA}
-}
-
 // filesFor lists what a machine of that role gets, in the order in which it is read and, when it joins, written. A witness needs the server-ca to
 // ask for its next certificate.
 func filesFor(role membership.Role) []bundleFile {
 	var all []bundleFile
 	switch role {
 	case membership.Server:
-		for _, name := range authorities() {
+		for _, name := range pki.Authorities() {
 			all = append(all,
 				bundleFile{filepath.Base(pki.PairFile("", name)), serverTLS, 0o600},
 				bundleFile{filepath.Base(pki.CertFile("", name)), serverTLS, 0o644})

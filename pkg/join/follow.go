@@ -25,9 +25,15 @@ const (
 	followFirst = 5 * time.Second
 	// followAgain is the first pause after a failure.
 	followAgain = 15 * time.Second
+	// followAnew is after what time a machine acknowledges what it has done already: the record that says so goes back when
+	// a snapshot of the cluster's data is restored.
+	followAnew = time.Hour
 	// signerBackdate is how far the cluster's signer lets an agent's certificates begin before it signs them.
 	signerBackdate = 5 * time.Minute
 )
+
+// errNotYet says that a machine waits for the others of its cluster, which is no fault.
+var errNotYet = errors.New("the cluster's authorities are being replaced")
 
 // BundleHash returns the SHA-256, in hex, of the certificates in an authority's CertFile, in their order.
 func BundleHash(file string) (string, error) {
@@ -101,11 +107,15 @@ func Follow(ctx context.Context, o RenewOptions, f FollowOptions) error {
 	if f.pause == nil {
 		f.pause = pause
 	}
-	acknowledged, said := "", ""
+	acknowledged, last, said := "", "", ""
+	var age time.Duration // of what was acknowledged, by the pauses: the clock may be set meanwhile
 	for wanted := wait.Jitter(followFirst, 1); ; {
 		// All machines of a cluster whose power came back begin at one moment.
 		if f.pause(ctx, wait.Jitter(wanted, 0.2)) != nil {
 			return nil
+		}
+		if age += wanted; age >= followAnew {
+			acknowledged, age = "", 0
 		}
 		hash, err := o.follow(ctx, f, acknowledged)
 		interval := o.followInterval()
@@ -113,13 +123,13 @@ func Follow(ctx context.Context, o RenewOptions, f FollowOptions) error {
 		case ctx.Err() != nil:
 			return nil
 		case err == nil:
-			if said != "" || acknowledged != "" && hash != acknowledged {
+			if said != "" || last != "" && hash != last {
 				o.Log.Info("join: this machine follows the cluster's authorities")
 			}
-			acknowledged, said, wanted = hash, "", interval
+			acknowledged, last, said, wanted = hash, hash, "", interval
 		default:
 			if text := err.Error(); text != said {
-				o.Log.Error("join: cannot follow the cluster's authorities", "error", err)
+				o.sayBehind(err)
 				said, wanted = text, 0
 			}
 			wanted = min(max(2*wanted, followAgain), interval)
@@ -127,11 +137,20 @@ func Follow(ctx context.Context, o RenewOptions, f FollowOptions) error {
 	}
 }
 
-// follow looks once, and returns what the cluster has now and knows that this machine has.
+func (o RenewOptions) sayBehind(err error) {
+	if errors.Is(err, errNotYet) {
+		o.Log.Info("join: this machine does not follow the cluster's authorities yet", "cause", err)
+		return
+	}
+	o.Log.Error("join: cannot follow the cluster's authorities", "error", err)
+}
+
+// follow looks once, and returns what the cluster has now and knows that this machine has. What was acknowledged counts
+// while it is on the disk: somebody may have put files of before there.
 func (o RenewOptions) follow(ctx context.Context, f FollowOptions, acknowledged string) (string, error) {
 	o.Servers = f.Servers()
 	hash, err := o.look(ctx)
-	if err != nil || hash == acknowledged {
+	if err != nil || hash == acknowledged && hash == o.follows() {
 		return hash, err
 	}
 	a, _, err := o.ask(ctx)
@@ -145,13 +164,13 @@ func (o RenewOptions) follow(ctx context.Context, f FollowOptions, acknowledged 
 		return "", fmt.Errorf("renew this machine's certificates: %w", err)
 	}
 	if o.follows() == "" {
-		return "", errors.New("this machine's certificates are not of the cluster's new authorities yet")
+		return "", fmt.Errorf("%w: this machine's certificates are not of the new ones yet", errNotYet)
 	}
 	if a, _, err = o.ask(ctx); err != nil {
 		return "", err
 	}
 	if a.recorded == "" {
-		return "", fmt.Errorf("the server %s has other authorities than the last one asked; they are being replaced", a.from)
+		return "", fmt.Errorf("%w: the server %s has others than the last one asked", errNotYet, a.from)
 	}
 	return a.recorded, nil
 }

@@ -358,6 +358,80 @@ func TestFollowPowerCuts(t *testing.T) {
 	}
 }
 
+// TestFollowLostFiles follows again when somebody put files of before on the disk, though they were acknowledged once.
+func TestFollowLostFiles(t *testing.T) {
+	for _, role := range []membership.Role{membership.Agent, membership.Witness} {
+		c := newRotating(t)
+		o, r, f := c.joined(role)
+		before := t.TempDir()
+		if err := os.CopyFS(before, os.DirFS(o.Dir)); err != nil {
+			t.Fatal(err)
+		}
+		c.bring(pki.Trust, pki.Succeed)
+		acknowledged, err := r.follow(t.Context(), f, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.RemoveAll(o.Dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.CopyFS(o.Dir, os.DirFS(before)); err != nil {
+			t.Fatal(err)
+		}
+		if hash, err := r.follow(t.Context(), f, acknowledged); err != nil || hash != acknowledged || r.follows() != hash {
+			t.Errorf("%s: follow = %s, %v; has %s; want %s", role, hash, err, r.follows(), acknowledged)
+		}
+		c.accepted(o)
+	}
+}
+
+// TestFollowAcknowledgesAnew tells the cluster what it forgot when its data was restored, within an hour, and what it
+// waits for is no fault.
+func TestFollowAcknowledgesAnew(t *testing.T) {
+	c := newRotating(t)
+	o, r, f := c.joined(membership.Agent)
+	var log strings.Builder
+	r.Log = slog.New(slog.NewTextHandler(&log, nil))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	good := f.Certificates
+	var passed, forgotten, back time.Duration
+	f.pause = func(ctx context.Context, d time.Duration) error {
+		switch {
+		case passed == 0:
+			c.bring(pki.Trust, pki.Succeed)
+		case forgotten == 0 && c.recorded(o.Node) == c.bundle():
+			forgotten = passed
+			if err := SetAuthorities(ctx, c.client, o.Node, "of before"); err != nil {
+				t.Error(err)
+			}
+		case forgotten > 0 && c.recorded(o.Node) == c.bundle():
+			back = passed
+			cancel()
+		case passed > 3*followAnew:
+			cancel()
+		}
+		passed += d
+		return ctx.Err()
+	}
+	late := 0
+	f.Certificates = func(ctx context.Context) error { // the leader signs with the old one at first
+		if late++; late == 1 {
+			return nil
+		}
+		return good(ctx)
+	}
+	if err := Follow(ctx, r, f); err != nil {
+		t.Errorf("Follow = %v; want nil", err)
+	}
+	if wait := back - forgotten; back == 0 || wait > followAnew*3/2 {
+		t.Errorf("acknowledged anew after %s (0: never); want about %s", wait, followAnew)
+	}
+	if text := log.String(); strings.Contains(text, "level=ERROR") || strings.Count(text, "not of the new ones yet") != 1 || strings.Count(text, "this machine follows") != 1 {
+		t.Errorf("log:\n%s", text)
+	}
+}
+
 // TestFollowRemoved learns from a look that the machine was removed.
 func TestFollowRemoved(t *testing.T) {
 	c := newRotating(t)

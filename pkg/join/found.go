@@ -153,6 +153,6 @@ func (f FoundOptions) warnPin(t token.Token) {
 		return
 	}
 	if pin, err := pinOf(f.CAFile); err == nil && pin != t.Pin {
-		f.Log.Warn("cairn.token names another cluster's CA: no machine can join this cluster with it", "token", t.Pin, "ca", pin)
+		f.Log.Warn("cairn.token names another cluster's CA, or one that was replaced: no machine can join this cluster with it", "token", t.Pin, "ca", pin)
 	}
 }

@@ -20,7 +20,7 @@ var ErrForeign = errors.New("missing, and only the cluster's first server may cr
 
 // all loads or creates the authorities and the service account key.
 func (e *ensurer) all() error {
-	for _, name := range authorityNames() {
+	for _, name := range Authorities() {
 		if err := e.authority(name); err != nil {
 			return fmt.Errorf("certificate authority %s: %w", name, err)
 		}

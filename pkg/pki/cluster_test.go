@@ -112,7 +112,7 @@ func TestJoined(t *testing.T) {
 		t.Fatalf("EnsureAuthorities = %v, %v; want 5 authorities twice and a key", written, err)
 	}
 	given := []string{}
-	for _, name := range authorityNames() {
+	for _, name := range Authorities() {
 		given = append(given, PairFile("", name))
 	}
 	given = append(given, ServiceAccountKey(""))

@@ -33,8 +33,8 @@ const (
 // NodeUser is who the kubelet of a node of that name is.
 func NodeUser(node string) string { return "system:node:" + node }
 
-// authorityNames lists the cluster's authorities in the order of their creation.
-func authorityNames() []string {
+// Authorities lists the names of the cluster's authorities in the order of their creation.
+func Authorities() []string {
 	return []string{ServerCA, ClientCA, RequestHeaderCA, KubeletCA, StoreCA}
 }
 

@@ -23,7 +23,7 @@ type Successor struct {
 func Successors(o Options) ([]Successor, error) {
 	o = o.withDefaults()
 	var all []Successor
-	for _, name := range authorityNames() {
+	for _, name := range Authorities() {
 		s, err := o.successor(name)
 		if err != nil {
 			return nil, fmt.Errorf("successor of %s: %w", name, err)
@@ -165,7 +165,7 @@ func parseSuccessors(all []Successor) ([]heir, error) {
 }
 
 func (s Successor) parse() (heir, error) {
-	if !slices.Contains(authorityNames(), s.Name) {
+	if !slices.Contains(Authorities(), s.Name) {
 		return heir{}, errors.New("there is no such authority")
 	}
 	p, err := parsePair(append(slices.Clone(s.Certificate), s.Cross...), s.Key)

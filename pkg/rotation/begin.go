@@ -5,12 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/util/cert"
 
 	"github.com/cairn-os/cairn/pkg/join"
 	"github.com/cairn-os/cairn/pkg/membership"
@@ -31,15 +35,21 @@ type BeginOptions struct {
 	Now     func() time.Time // nil: time.Now
 }
 
-// Check returns an error that is ErrRefused when no rotation can begin at this moment: another one is under way, or a
-// server or a witness is not there and would be waited for.
+// Check returns an error that is ErrRefused when no rotation can begin at this moment: another one is under way or has just
+// ended, or a server or a witness is not there and would be waited for.
 func Check(ctx context.Context, o BeginOptions) error {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	s, err := get(ctx, o.Client)
 	switch {
 	case err != nil:
 		return fmt.Errorf("%w: %w", ErrRefused, err)
 	case s != nil:
 		return underWay(s)
+	}
+	if err := o.settled(); err != nil {
+		return err
 	}
 	records, err := join.ListNodes(ctx, o.Client)
 	if err != nil {
@@ -68,12 +78,39 @@ func Check(ctx context.Context, o BeginOptions) error {
 	return nil
 }
 
+// between is the least time from the beginning of a replacement to that of the next. Clients in Kubernetes' own parts look
+// each five minutes whether the file of an authority changed, and agents whether the cluster's did; a cross certificate
+// leads from one authority to the next, and not to the one after that.
+const between = 6 * time.Minute
+
+// settled refuses to begin while some may not have heard of the last replacement. When that began its authorities' names
+// say.
+func (o BeginOptions) settled() error {
+	if _, err := os.Stat(pki.CrossFile(o.PKI.Dir, pki.ServerCA)); err != nil {
+		return nil // there was none
+	}
+	certs, err := cert.CertsFromFile(pki.CertFile(o.PKI.Dir, pki.ServerCA))
+	if err != nil {
+		return fmt.Errorf("authority of servers: %w", err)
+	}
+	_, text, _ := strings.Cut(certs[0].Subject.CommonName, "@")
+	seconds, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		return nil // not made by a replacement
+	}
+	if age := o.Now().Sub(time.Unix(seconds, 0)); age >= 0 && age < between {
+		return fmt.Errorf("%w: they were replaced a moment ago, and some still follow; try again in %s", ErrRefused, (between - age).Round(time.Second))
+	}
+	return nil
+}
+
 func (o BeginOptions) present(ctx context.Context, r join.NodeRecord) error {
 	err := o.Present(ctx, r)
 	if err == nil {
 		return nil
 	}
-	remove := "kubectl delete node " + r.Name
+	_, missing := o.Client.CoreV1().Nodes().Get(ctx, r.Name, metav1.GetOptions{})
+	remove := removal(r.Name, !apierrors.IsNotFound(missing))
 	if r.Role == membership.Witness {
 		remove = "cairnctl store remove " + r.Name
 	}
@@ -98,7 +135,7 @@ func Begin(ctx context.Context, o BeginOptions) (*State, error) {
 		return nil, err
 	}
 	now := o.Now().UTC().Truncate(time.Second)
-	s := &State{ID: id, Stage: Trust, Since: now, Begun: now, By: o.By, Successors: all}
+	s := &State{ID: id, Stage: trust, Since: now, Begun: now, By: o.By, Successors: all}
 	secret, err := s.fill(nil)
 	if err != nil {
 		return nil, err
@@ -129,9 +166,10 @@ func get(ctx context.Context, client kubernetes.Interface) (*State, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read secret %s: %w", join.RotationName, err)
 	}
-	state, err := Read(s)
-	if err != nil {
-		return nil, fmt.Errorf("%w; if it is damaged, \"kubectl -n %s delete secret %s\"", err, join.Namespace, join.RotationName)
+	state, err := parse(s)
+	if err != nil && !errors.Is(err, errLater) {
+		err = fmt.Errorf("%w; if it is damaged, \"kubectl -n %s delete secret %s\" gives the replacement up; after the stage %s do that only "+
+			"when all servers sign with the same authority, see \"cairnctl certificate list\" on each", err, join.Namespace, join.RotationName, trust)
 	}
-	return state, nil
+	return state, err
 }

@@ -16,6 +16,22 @@ import (
 	"github.com/cairn-os/cairn/pkg/join"
 )
 
+const (
+	// slow is how long a stage may last before everybody looks less often: who is waited for may be off for weeks.
+	slow = 10 * time.Minute
+	// leaderSlow and serverSlow are how often the leader and the servers look then.
+	leaderSlow = 30 * time.Second
+	serverSlow = time.Minute
+)
+
+// pace returns the pause before the next look at the stage.
+func (s *State) pace(now time.Time, often, seldom time.Duration) time.Duration {
+	if now.Sub(s.Since) > slow {
+		return seldom
+	}
+	return often
+}
+
 // follow calls look with the Secret, nil when there is none, at the beginning, at each change, and after the pause that
 // look returns; 0 is none. It returns look's error, and nil when ctx has ended.
 func follow(ctx context.Context, client kubernetes.Interface, look func(context.Context, *corev1.Secret) (time.Duration, error)) error {

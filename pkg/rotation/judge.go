@@ -15,20 +15,21 @@ import (
 	"github.com/cairn-os/cairn/pkg/pki"
 )
 
-// Settle is how long a stage is held after everybody has come as far. Clients and servers of Kubernetes reread files now
-// and then, and certificates of that life are looked at each pki.Interval: everybody has done so twice.
-func Settle(life time.Duration) time.Duration { return 2*pki.Interval(life) + 10*time.Second }
+// settle is how long a stage is held after everybody has come as far. Clients and servers of Kubernetes reread files now
+// and then, each minute at the latest, and certificates of that life are looked at each pki.Interval: everybody has done so
+// twice. Of a life below ten minutes it is less than the minute, for tests: a request may fail then.
+func settle(life time.Duration) time.Duration { return 2*pki.Interval(life) + 10*time.Second }
 
 // view is what the cluster says about its machines.
 type view struct {
 	records []join.NodeRecord
-	ready   map[string]bool // Nodes that are Ready
+	nodes   map[string]bool // that there are, and whether they are Ready
 	bundle  string          // hash of the own server-ca.crt
 }
 
 // see asks the cluster. dir has the own server's certificates.
 func see(ctx context.Context, client kubernetes.Interface, dir string) (view, error) {
-	v := view{ready: make(map[string]bool)}
+	v := view{nodes: make(map[string]bool)}
 	var err error
 	if v.bundle, err = join.BundleHash(pki.CertFile(dir, pki.ServerCA)); err != nil {
 		return v, err
@@ -41,9 +42,10 @@ func see(ctx context.Context, client kubernetes.Interface, dir string) (view, er
 		return v, fmt.Errorf("list nodes: %w", err)
 	}
 	for i := range nodes.Items {
+		v.nodes[nodes.Items[i].Name] = false
 		for _, c := range nodes.Items[i].Status.Conditions {
 			if c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue {
-				v.ready[nodes.Items[i].Name] = true
+				v.nodes[nodes.Items[i].Name] = true
 			}
 		}
 	}
@@ -60,13 +62,14 @@ func (v view) waiting(s *State) []string {
 			if !reached(r.Authorities, s) {
 				servers = append(servers, v.aboutServer(r.Name, s.Stage))
 			}
-		case s.Stage != Sign || r.Authorities == v.bundle: // they have no part in the others
+		case s.Stage != sign: // they have no part in the others
+		case r.Authorities == v.bundle || r.Authorities == s.ID: // the new one alone: of before a snapshot was restored
 		case r.Role == membership.Witness:
 			others = append(others, fmt.Sprintf("witness %s has not taken over the new authorities yet; if it does not come back, "+
 				"\"cairnctl store remove %s\" ends the wait some minutes later", r.Name, r.Name))
-		case v.ready[r.Name]:
+		case v.nodes[r.Name]:
 			others = append(others, fmt.Sprintf("agent %s has not taken over the new authorities yet, which takes some minutes; if it lasts, "+
-				"see \"cairnctl logs node\" there", r.Name))
+				"see \"cairnctl logs node\" there; \"kubectl delete node %s\" ends the wait", r.Name, r.Name))
 		}
 	}
 	if len(servers) > 0 {
@@ -76,10 +79,20 @@ func (v view) waiting(s *State) []string {
 }
 
 func (v view) aboutServer(name string, stage Stage) string {
-	if v.ready[name] {
+	ready, exists := v.nodes[name]
+	if ready {
 		return fmt.Sprintf("server %s has not come to the stage %s yet; if it lasts, see \"cairnctl logs control\" there", name, stage)
 	}
-	return fmt.Sprintf("server %s is not there, and is waited for: start it; if it does not come back, remove it with \"kubectl delete node %s\"", name, name)
+	return fmt.Sprintf("server %s is not there, and is waited for: start it; if it does not come back, remove it with %q; "+
+		"a machine that joins anew must be removed first", name, removal(name, exists))
+}
+
+// removal is the command that takes a server or an agent out of the cluster. Without a Node nothing removes its record.
+func removal(name string, hasNode bool) string {
+	if hasNode {
+		return "kubectl delete node " + name
+	}
+	return "kubectl -n " + join.Namespace + " delete secret " + join.NodePrefix + name
 }
 
 // reached says that the mark in a server's record is of the same rotation, and of its stage or a later one.

@@ -25,6 +25,10 @@ const (
 	publishLimit = 5 * time.Minute
 )
 
+// quietTime is how long nothing of before must have been published: apiservers look each minute whether their authorities'
+// files changed, and one that has not looked yet puts the old ones back.
+func quietTime(life time.Duration) time.Duration { return min(70*time.Second, settle(life)) }
+
 // ErrAnew ends a Leader: Kubernetes' controllers must begin anew on this server, with the authorities that are in its files
 // by now.
 var ErrAnew = errors.New("the authorities were replaced, and the controllers begin anew with them")
@@ -42,8 +46,18 @@ type LeaderOptions struct {
 type Leader struct {
 	o       LeaderOptions
 	began   string // hash of the server-ca.crt that the controllers began with
-	waiting string // what was logged last
+	agreed  agreement
+	stale   time.Time // when something of before was published last
+	waiting string    // what was logged last
 	problem string
+}
+
+// agreement is what the Secret says of the stage. Another leader's clock may be wrong, so this one goes by since when it
+// knows that itself.
+type agreement struct {
+	stage Stage
+	at    time.Time // State.Agreed
+	known time.Time // not before at
 }
 
 // NewLeader returns a Leader for controllers that are about to begin: what they will read from the files must not be older
@@ -63,7 +77,7 @@ func (l *Leader) Run(ctx context.Context, client kubernetes.Interface) error {
 			l.waiting, l.problem = "", ""
 			return 0, nil
 		}
-		err := l.look(ctx, client, s)
+		pause, err := l.look(ctx, client, s)
 		switch {
 		case errors.Is(err, ErrAnew):
 			return 0, err
@@ -73,22 +87,27 @@ func (l *Leader) Run(ctx context.Context, client kubernetes.Interface) error {
 			l.problem = err.Error()
 			l.o.Log.Error("authorities: their replacement does not go on", "error", err)
 		}
-		return leaderInterval, nil
+		return pause, nil
 	})
 }
 
-// look takes at most one step.
-func (l *Leader) look(ctx context.Context, client kubernetes.Interface, secret *corev1.Secret) error {
-	s, err := Read(secret)
+// look takes at most one step, and returns the pause before the next.
+func (l *Leader) look(ctx context.Context, client kubernetes.Interface, secret *corev1.Secret) (time.Duration, error) {
+	s, err := parse(secret)
 	if err != nil {
-		return err
+		return leaderSlow, err
 	}
+	pause := s.pace(l.o.Now(), leaderInterval, leaderSlow)
+	return pause, l.step(ctx, client, secret, s)
+}
+
+func (l *Leader) step(ctx context.Context, client kubernetes.Interface, secret *corev1.Secret, s *State) error {
 	outdated, err := pki.Outdated(l.o.Dir, s.Successors)
 	if err != nil {
 		return err
 	}
 	if outdated {
-		return l.discard(ctx, client, secret)
+		return discard(ctx, client, l.o.Log, l.o.Node, l.o.Now(), secret)
 	}
 	v, err := see(ctx, client, l.o.Dir)
 	if err != nil {
@@ -104,10 +123,14 @@ func (l *Leader) look(ctx context.Context, client kubernetes.Interface, secret *
 		return l.write(ctx, client, secret, s)
 	case s.Agreed.IsZero() || now.Before(s.Agreed): // of a clock that is ahead of this one
 		s.Agreed = now
+		l.learn(s, now)
 		return l.write(ctx, client, secret, s)
-	case s.Stage == Retire:
+	}
+	l.learn(s, now)
+	switch {
+	case s.Stage == retire:
 		return l.finish(ctx, client, secret, s, v)
-	case now.Sub(s.Agreed) < Settle(l.o.Life):
+	case now.Sub(l.agreed.known) < settle(l.o.Life):
 		return nil
 	}
 	s.Stage, s.Since, s.Agreed = s.Stage.next(), now, time.Time{}
@@ -116,6 +139,13 @@ func (l *Leader) look(ctx context.Context, client kubernetes.Interface, secret *
 	}
 	l.announce(ctx, client, s.Stage)
 	return nil
+}
+
+// learn keeps since when this leader knows what the Secret says of the stage.
+func (l *Leader) learn(s *State, now time.Time) {
+	if l.agreed.stage != s.Stage || !l.agreed.at.Equal(s.Agreed) || now.Before(l.agreed.known) {
+		l.agreed = agreement{stage: s.Stage, at: s.Agreed.UTC(), known: now}
+	}
 }
 
 // tell logs who is waited for when that changed.
@@ -145,8 +175,8 @@ func (l *Leader) write(ctx context.Context, client kubernetes.Interface, secret 
 func (l *Leader) announce(ctx context.Context, client kubernetes.Interface, stage Stage) {
 	l.o.Log.Info("authorities: their replacement goes on", "stage", stage)
 	text := map[Stage]string{
-		Sign:   "the new authorities sign from now on, the old ones are still trusted",
-		Retire: "the old authorities are not trusted any more: kubeconfigs and tokens of before are worthless",
+		sign:   "the new authorities sign from now on, the old ones are still trusted",
+		retire: "the old authorities are not trusted any more: kubeconfigs of before and the K10 hash in tokens are worthless",
 	}[stage]
 	event(ctx, client, l.o.Log, l.o.Node, l.o.Now(), corev1.EventTypeNormal, "AuthoritiesReplaced", "stage "+string(stage)+": "+text)
 }
@@ -157,40 +187,24 @@ func (l *Leader) finish(ctx context.Context, client kubernetes.Interface, secret
 		l.o.Log.Info("authorities: the controllers begin anew")
 		return ErrAnew
 	}
+	now := l.o.Now()
 	stale, err := publish(ctx, client, l.o.Dir)
-	late := l.o.Now().Sub(s.Agreed) > publishLimit
-	if (err != nil || len(stale) > 0) && !late {
+	if err != nil || len(stale) > 0 {
+		l.stale = now
+	}
+	late := now.Sub(l.agreed.known) > publishLimit
+	quiet := now.Sub(l.agreed.known) >= quietTime(l.o.Life) && now.Sub(l.stale) >= quietTime(l.o.Life)
+	if !quiet && !late {
 		return err
 	}
 	if err != nil || len(stale) > 0 {
 		stale = stale[:min(len(stale), 10)]
 		l.o.Log.Warn("authorities: something of before is still published", "config maps", stale, "error", err)
 	}
-	if err := l.delete(ctx, client, secret); err != nil {
+	if gone, err := remove(ctx, client, secret); err != nil || !gone {
 		return err
 	}
 	l.o.Log.Info("authorities: all are replaced", "id", s.ID, "begun", s.Begun)
 	event(ctx, client, l.o.Log, l.o.Node, l.o.Now(), corev1.EventTypeNormal, "AuthoritiesReplaced", "all authorities are replaced")
-	return nil
-}
-
-// discard removes a rotation of the past.
-func (l *Leader) discard(ctx context.Context, client kubernetes.Interface, secret *corev1.Secret) error {
-	if err := l.delete(ctx, client, secret); err != nil {
-		return err
-	}
-	const text = "a replacement of the authorities was found that is older than those in use, as a restored snapshot brings it: it is forgotten"
-	l.o.Log.Warn("authorities: an old replacement is forgotten, which came with a restored snapshot")
-	event(ctx, client, l.o.Log, l.o.Node, l.o.Now(), corev1.EventTypeWarning, "AuthoritiesNotReplaced", text)
-	return nil
-}
-
-func (l *Leader) delete(ctx context.Context, client kubernetes.Interface, secret *corev1.Secret) error {
-	err := client.CoreV1().Secrets(join.Namespace).Delete(ctx, secret.Name, metav1.DeleteOptions{
-		Preconditions: &metav1.Preconditions{UID: &secret.UID, ResourceVersion: &secret.ResourceVersion},
-	})
-	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("delete secret %s: %w", join.RotationName, err)
-	}
 	return nil
 }

@@ -88,12 +88,12 @@ func TestRun(t *testing.T) {
 			case <-time.After(20 * time.Millisecond):
 			}
 		}
-		if stage == Retire {
+		if stage == retire {
 			break
 		}
 		err := retry.RetryOnConflict(retry.DefaultBackoff, func() error { // the leader writes as well
 			s := w.secret()
-			state, err := Read(s)
+			state, err := parse(s)
 			if err != nil {
 				return err
 			}
@@ -119,12 +119,12 @@ func TestRun(t *testing.T) {
 
 // TestStages names them all in order, as metrics and servers' records have them.
 func TestStages(t *testing.T) {
-	for want, s := range []Stage{"", Trust, Sign, Retire} {
+	for want, s := range []Stage{"", trust, sign, retire} {
 		if got := s.Rank(); got != want {
 			t.Errorf("Rank(%q) = %d; want %d", s, got, want)
 		}
 	}
-	s := &State{ID: "x", Stage: Sign}
+	s := &State{ID: "x", Stage: sign}
 	for mark, want := range map[string]bool{"": false, "x": false, "x/trust": false, "x/sign": true, "x/retire": true, "y/retire": false, "x/what": false} {
 		if got := reached(mark, s); got != want {
 			t.Errorf("reached(%q) = %v; want %v", mark, got, want)
@@ -133,11 +133,30 @@ func TestStages(t *testing.T) {
 }
 
 func TestSettle(t *testing.T) {
-	if got := Settle(0); got < 2*time.Minute || got > 3*time.Minute {
+	if got := settle(0); got < 2*time.Minute || got > 3*time.Minute {
 		t.Errorf("Settle(0) = %s; want about two minutes", got)
 	}
-	if got := Settle(3 * time.Minute); got != 46*time.Second {
+	for life := 10 * time.Minute; life < time.Hour; life += time.Minute { // Kubernetes rereads files each minute
+		if got := settle(life); got < 70*time.Second || quietTime(life) != 70*time.Second {
+			t.Errorf("Settle(%s) = %s, quiet %s; want more than a minute", life, got, quietTime(life))
+		}
+	}
+	if got := quietTime(3 * time.Minute); got != 46*time.Second {
+		t.Errorf("quietTime(3m) = %s; want 46s", got)
+	}
+	if got := settle(3 * time.Minute); got != 46*time.Second {
 		t.Errorf("Settle(3m) = %s; want 46s", got)
+	}
+}
+
+// TestPace looks often at first, and seldom at a stage that lasts.
+func TestPace(t *testing.T) {
+	at := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	s := &State{Since: at}
+	for after, want := range map[time.Duration]time.Duration{-time.Hour: 3, 0: 3, 10 * time.Minute: 3, 11 * time.Minute: 30} {
+		if got := s.pace(at.Add(after), 3, 30); got != want {
+			t.Errorf("pace after %s = %d; want %d", after, got, want)
+		}
 	}
 }
 
@@ -157,7 +176,7 @@ func good(t testing.TB) *State {
 		t.Fatal(err)
 	}
 	at := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
-	return &State{ID: id, Stage: Trust, Since: at, Begun: at, By: "a", Successors: all}
+	return &State{ID: id, Stage: trust, Since: at, Begun: at, By: "a", Successors: all}
 }
 
 func TestRead(t *testing.T) {
@@ -178,7 +197,7 @@ func TestRead(t *testing.T) {
 		{name: "type", edit: func(s *corev1.Secret) { s.Type = "Opaque" }, want: "it has type Opaque"},
 		{name: "empty", edit: func(s *corev1.Secret) { s.Data = nil }, want: "EOF"},
 		{name: "rest", edit: func(s *corev1.Secret) { s.Data[stateKey] = append(s.Data[stateKey], '1') }, want: "follows the end"},
-		{name: "field", edit: func(s *corev1.Secret) { s.Data[stateKey] = []byte(`{"else":1}`) }, want: "unknown field"},
+		{name: "field", edit: func(s *corev1.Secret) { s.Data[stateKey] = []byte(`{"else":1}`) }, want: `upgrade this server (json: unknown field "else")`},
 		{name: "large", edit: func(s *corev1.Secret) { s.Data[stateKey] = make([]byte, maxState+1) }, want: "at most"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -193,7 +212,7 @@ func TestRead(t *testing.T) {
 			if tt.edit != nil {
 				tt.edit(s)
 			}
-			got, err := Read(s)
+			got, err := parse(s)
 			if tt.want == "" {
 				if d := cmp.Diff(state, got); err != nil || d != "" {
 					t.Errorf("Read = %v, %s", err, d)
@@ -205,7 +224,7 @@ func TestRead(t *testing.T) {
 			}
 		})
 	}
-	if s, err := Read(nil); s != nil || err != nil {
+	if s, err := parse(nil); s != nil || err != nil {
 		t.Errorf("Read(nil) = %v, %v", s, err)
 	}
 }
@@ -222,7 +241,7 @@ func FuzzRead(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		secret := s.DeepCopy()
 		secret.Data[stateKey] = data
-		state, err := Read(secret)
+		state, err := parse(secret)
 		if err != nil {
 			return
 		}
@@ -230,7 +249,7 @@ func FuzzRead(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := Read(again); err != nil || !cmp.Equal(state, got) {
+		if got, err := parse(again); err != nil || !cmp.Equal(state, got) {
 			t.Errorf("read again: %v, %s", err, cmp.Diff(state, got))
 		}
 		// What pki makes of it is an error or none, and no panic.

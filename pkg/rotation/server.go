@@ -16,6 +16,8 @@ import (
 const (
 	// serverInterval is how often a server makes sure that it is where the stage is, and tries again what went wrong.
 	serverInterval = 10 * time.Second
+	// refreshInterval is how often what does not notice a changed file by itself is made to look.
+	refreshInterval = 30 * time.Second
 	// sayAgain is after what time an unchanged problem is made an Event again.
 	sayAgain = 30 * time.Minute
 )
@@ -28,9 +30,12 @@ type ServerOptions struct {
 	// Change calls f while nothing else works on the certificates, and does what is to be done when f changed them. It
 	// returns f's error.
 	Change func(f func(pki.Options) (changed bool, err error)) error
-	Stage  func(Stage) // hears the stage of each look, "" for none; may be nil
-	Log    *slog.Logger
-	Now    func() time.Time // nil: time.Now
+	// Refresh has what this server runs look at its files again; it is called now and then while a rotation is under way.
+	// May be nil.
+	Refresh func(context.Context)
+	Stage   func(Stage) // hears the stage of each look, "" for none; may be nil
+	Log     *slog.Logger
+	Now     func() time.Time // nil: time.Now
 }
 
 // Server brings one server's files to where the rotation is. Run is to be called once.
@@ -38,6 +43,8 @@ type Server struct {
 	o    ServerOptions
 	told said
 	mark string // the last one that was recorded
+
+	refreshed time.Time
 }
 
 // said is the last problem that was told.
@@ -65,30 +72,37 @@ func (s *Server) look(ctx context.Context, secret *corev1.Secret) (time.Duration
 		s.o.Stage("")
 		return 0, nil
 	}
-	state, err := Read(secret)
+	state, err := parse(secret)
 	if err == nil {
 		s.o.Stage(state.Stage)
-		err = s.take(ctx, state)
+		err = s.take(ctx, secret, state)
 	}
 	if err != nil && ctx.Err() == nil {
 		s.complain(ctx, err)
 	}
-	return serverInterval, nil
+	if state == nil {
+		return serverSlow, nil
+	}
+	return state.pace(s.o.Now(), serverInterval, serverSlow), nil
 }
 
 // take applies the stage and says so. Both are done again at each look: the files may have been replaced by a restored
 // copy, and so may the record.
-func (s *Server) take(ctx context.Context, state *State) error {
+func (s *Server) take(ctx context.Context, secret *corev1.Secret, state *State) error {
 	outdated, err := pki.Outdated(s.o.Dir, state.Successors)
 	if err != nil {
 		return err
 	}
 	if outdated {
-		return nil // the leader deletes it
+		return discard(ctx, s.o.Client, s.o.Log, s.o.Node, s.o.Now(), secret) // the leader's authorities may be others
 	}
 	err = s.o.Change(func(o pki.Options) (bool, error) { return apply(state, o) })
 	if err != nil {
 		return err
+	}
+	if now := s.o.Now(); s.o.Refresh != nil && now.Sub(s.refreshed) >= refreshInterval {
+		s.refreshed = now
+		s.o.Refresh(ctx)
 	}
 	if err := join.SetAuthorities(ctx, s.o.Client, s.o.Node, state.mark()); err != nil {
 		return fmt.Errorf("record the stage: %w", err)
@@ -103,9 +117,9 @@ func (s *Server) take(ctx context.Context, state *State) error {
 
 func apply(state *State, o pki.Options) (bool, error) {
 	switch state.Stage {
-	case Trust:
+	case trust:
 		return pki.Trust(o, state.Successors)
-	case Sign:
+	case sign:
 		return pki.Succeed(o, state.Successors)
 	}
 	return pki.Retire(o, state.Successors)

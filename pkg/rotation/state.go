@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	// Type is the type of the Secret join.RotationName.
-	Type corev1.SecretType = "cairn-os.io/rotation"
+	// secretType is the type of the Secret join.RotationName.
+	secretType corev1.SecretType = "cairn-os.io/rotation"
 
 	stateKey = "state.json"
 	// maxState bounds what is read, in bytes. The five successors are some 10 kB.
@@ -33,14 +33,14 @@ type Stage string
 
 // The stages in their order.
 const (
-	Trust  Stage = "trust"
-	Sign   Stage = "sign"
-	Retire Stage = "retire"
+	trust  Stage = "trust"
+	sign   Stage = "sign"
+	retire Stage = "retire"
 )
 
-func stages() []Stage { return []Stage{Trust, Sign, Retire} }
+func stages() []Stage { return []Stage{trust, sign, retire} }
 
-// Rank orders stages: from 1 for Trust to 3 for Retire, and 0 for what is none.
+// Rank orders stages: from 1 for trust to 3 for retire, and 0 for what is none.
 func (s Stage) Rank() int { return slices.Index(stages(), s) + 1 }
 
 // next is the stage after s, which is not the last.
@@ -58,14 +58,12 @@ type State struct {
 	Successors []pki.Successor `json:"successors"`
 }
 
-// authorities lists what a rotation replaces: all of them.
-func authorities() []string {
-	return []string{pki.ServerCA, pki.ClientCA, pki.RequestHeaderCA, pki.KubeletCA, pki.StoreCA}
-}
+// errLater says that this release must not take part: it would do only a part of what is asked for.
+var errLater = errors.New("a later release of Cairn wrote it: upgrade this server")
 
-// Read returns what the Secret says, nil for nil. It is input: who may write Secrets wrote it. Certificates and keys are
+// parse returns what the Secret says, nil for nil. It is input: who may write Secrets wrote it. Certificates and keys are
 // checked by pkg/pki when they are used, all of them before anything is written.
-func Read(s *corev1.Secret) (*State, error) {
+func parse(s *corev1.Secret) (*State, error) {
 	if s == nil {
 		return nil, nil
 	}
@@ -77,17 +75,20 @@ func Read(s *corev1.Secret) (*State, error) {
 }
 
 func read(s *corev1.Secret) (*State, error) {
-	if s.Type != Type {
-		return nil, fmt.Errorf("it has type %s, not %s: delete it", s.Type, Type)
+	if s.Type != secretType {
+		return nil, fmt.Errorf("it has type %s, not %s: delete it", s.Type, secretType)
 	}
 	data := s.Data[stateKey]
 	if len(data) > maxState {
 		return nil, fmt.Errorf("%s has %d bytes, and %d at most", stateKey, len(data), maxState)
 	}
 	d := json.NewDecoder(bytes.NewReader(data))
-	d.DisallowUnknownFields() // a later release's: this one would do only a part of what it asks for
+	d.DisallowUnknownFields()
 	var state State
 	if err := d.Decode(&state); err != nil {
+		if json.Unmarshal(data, new(State)) == nil { // but for unknown fields
+			err = fmt.Errorf("%w (%w)", errLater, err)
+		}
 		return nil, fmt.Errorf("%s: %w", stateKey, err)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
@@ -110,7 +111,7 @@ func (s *State) validate() error {
 	for _, a := range s.Successors {
 		names = append(names, a.Name)
 	}
-	want := authorities()
+	want := pki.Authorities()
 	slices.Sort(names)
 	slices.Sort(want)
 	if !slices.Equal(names, want) {
@@ -147,7 +148,7 @@ func (s *State) fill(secret *corev1.Secret) (*corev1.Secret, error) {
 		return nil, fmt.Errorf("encode the rotation: %w", err)
 	}
 	if secret == nil {
-		secret = &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: join.Namespace, Name: join.RotationName}, Type: Type}
+		secret = &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: join.Namespace, Name: join.RotationName}, Type: secretType}
 	}
 	secret.Data = map[string][]byte{stateKey: data}
 	return secret, nil

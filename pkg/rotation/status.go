@@ -15,7 +15,7 @@ type Status struct {
 	Begun   time.Time
 	By      string        // name of the server that was told to
 	Waiting []string      // who has not come as far as the stage, in words that say what to do
-	Settles time.Duration // what is left of Settle when nobody is waited for
+	Settles time.Duration // what is left of the time that a stage is held when nobody is waited for
 }
 
 // Look returns the rotation under way as any server sees it, and nil when there is none. dir has the server's certificates,
@@ -31,8 +31,8 @@ func Look(ctx context.Context, client kubernetes.Interface, dir string, life tim
 		return s, err
 	}
 	s.Waiting = v.waiting(state)
-	if len(s.Waiting) == 0 && state.Stage != Retire {
-		s.Settles = Settle(life)
+	if len(s.Waiting) == 0 && state.Stage != retire {
+		s.Settles = settle(life)
 		if !state.Agreed.IsZero() {
 			s.Settles = min(max(s.Settles-now.Sub(state.Agreed), 0), s.Settles)
 		}

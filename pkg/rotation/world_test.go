@@ -115,6 +115,19 @@ func (w *world) do(line string) string {
 		return w.eachText(names, w.apply)
 	case "take": // an agent or a witness
 		w.each(names, w.take)
+	case "alone": // what it recorded after a rotation of which the cluster knows the middle again
+		w.each(names, func(n string) {
+			s, err := parse(w.secret())
+			w.must(err)
+			w.must(join.SetAuthorities(w.t.Context(), w.client, n, s.ID))
+		})
+	case "unregister": // somebody deleted the Node, and the record is left
+		w.each(names, func(n string) { w.must(w.client.CoreV1().Nodes().Delete(w.t.Context(), n, metav1.DeleteOptions{})) })
+	case "revert": // an apiserver that has not looked at its files yet
+		m, err := w.client.CoreV1().ConfigMaps("kube-system").Get(w.t.Context(), trustConfigMap, metav1.GetOptions{})
+		w.must(err)
+		m.Data["client-ca-file"] = "of before"
+		w.put("kube-system", trustConfigMap, m.Data)
 	case "controllers":
 		l, err := NewLeader(LeaderOptions{Node: rest, Dir: w.dirs[rest], Log: w.log, Now: w.clock})
 		w.must(err)
@@ -178,7 +191,7 @@ func (w *world) must(err error) {
 
 // mask replaces what each run has others of.
 func (w *world) mask(s string) string {
-	if state, err := Read(w.secret()); err == nil && state != nil && !slices.Contains(w.ids, state.ID) {
+	if state, err := parse(w.secret()); err == nil && state != nil && !slices.Contains(w.ids, state.ID) {
 		w.ids = append(w.ids, state.ID)
 	}
 	for i, id := range w.ids {
@@ -273,7 +286,7 @@ func (w *world) lead() string {
 	if s == nil {
 		return "nothing is under way"
 	}
-	err := w.leader.look(w.t.Context(), w.client, s)
+	_, err := w.leader.look(w.t.Context(), w.client, s)
 	if err != nil {
 		return text(err)
 	}
@@ -298,7 +311,7 @@ func (w *world) status(server string) string {
 // files tells by how many each authority is trusted on a server, and whether leaves are those of the one that signs.
 func (w *world) files(server string) string {
 	var all []string
-	for _, name := range authorities() {
+	for _, name := range pki.Authorities() {
 		data, err := os.ReadFile(pki.CertFile(w.dirs[server], name))
 		w.must(err)
 		all = append(all, fmt.Sprintf("%s %d", name, strings.Count(string(data), "BEGIN CERTIFICATE")))

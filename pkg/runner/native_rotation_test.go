@@ -395,14 +395,15 @@ func testJoinAfterRotation(t *testing.T, r *rotated) {
 
 // testRotationPowerCut replaces the authorities again, and cuts the power of a server when the new ones begin to sign.
 func testRotationPowerCut(t *testing.T, r *rotated) {
-	ctx := within(t, 12*time.Minute)
+	ctx := within(t, 15*time.Minute)
 	f, lost := r.f, "vault-3"
 	roots, cut := r.roots(t), time.Time{}
 	gap := watchWrites(ctx, t, r.doors["vault-1"].Cluster)
-	err := poll(ctx, "the replacement begins", func(ctx context.Context) (bool, error) { // not while the new server starts
+	err := poll(ctx, "the replacement begins", func(ctx context.Context) (bool, error) { // not while the new server starts, or some still follow
 		out, err := f.machine("vault-1").Run(ctx, "cairnctl certificate rotate --yes --no-wait 2>&1")
 		if err != nil {
-			t.Logf("refused: %s", out)
+			err = fmt.Errorf("%w: %s", err, out)
+			pause(ctx, 5*time.Second)
 		}
 		return err == nil, err
 	})

@@ -18,7 +18,9 @@ import (
 const certificateLong = `Look at this server's certificates, and replace the cluster's authorities.
 
 Certificates are renewed by themselves. Authorities live for ten years and are replaced by a command: before they end, or
-because a key, a kubeconfig or a token came into wrong hands.`
+because an authority's key or a kubeconfig came into wrong hands. Against a stolen token "cairnctl token revoke" helps,
+and not this. Nor is it enough after the loss of a server's disk: the keys of service account tokens and of Secrets at rest
+are not replaced.`
 
 func certificateCommand(n node) *cobra.Command {
 	cmd := &cobra.Command{
@@ -82,8 +84,11 @@ It takes some ten minutes and three stages: all machines trust the new authoriti
 and all machines get new certificates; the old ones are not trusted any more. Pods, Services and the API go on. Sessions of
 "kubectl exec" and "kubectl logs -f" end once, and can be begun again at once.
 
-At the end these are worthless: kubeconfigs that "cairnctl kubeconfig" made before, and tokens that begin with K10 and the
-hash of the old authority. Make new ones afterwards. In a token only the hash is another, the secret stays.
+At the end kubeconfigs that "cairnctl kubeconfig" made before are worthless: make new ones afterwards. In tokens the K10
+hash of the authority is another; the secret stays, so a stolen token must be revoked.
+
+Programs that read "kube-root-ca.crt" once, when they start, believe the API through one replacement and not through two:
+before the next one restart the pods that are older than this one.
 
 All servers and witnesses must be there, and are waited for. An agent that is off meanwhile comes back by itself. No
 server can join until it is done.
@@ -112,8 +117,8 @@ func certificateRotateCommand(n node) *cobra.Command {
 		if _, err := n.rotate(cmd, true); err != nil { // before a question that would be for nothing
 			return err
 		}
-		fmt.Fprintln(cmd.ErrOrStderr(), "All authorities of the cluster will be replaced. Kubeconfigs and K10 tokens of before are worthless afterwards,\n"+
-			"and sessions of kubectl exec and logs end once.")
+		fmt.Fprintln(cmd.ErrOrStderr(), "All authorities of the cluster will be replaced. Kubeconfigs of before and the K10 hash in tokens are worthless\n"+
+			"afterwards, and sessions of kubectl exec and logs end once.")
 		if err := confirm(cmd, yes, "rotate"); err != nil {
 			return err
 		}
@@ -176,7 +181,7 @@ func (n node) followRotation(cmd *cobra.Command, r admin.Rotation) (admin.Rotati
 		case now.ID == "" && now.Authority == id:
 			return now, nil
 		case now.ID != id:
-			return now, errors.New("the replacement has ended before it was done: see 'kubectl get events', and begin it again")
+			return now, errors.New("the replacement has ended before it was done: see 'kubectl get events -A', and begin it again")
 		default:
 			r = now
 		}
