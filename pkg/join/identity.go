@@ -1,6 +1,7 @@
 package join
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -20,14 +21,18 @@ import (
 	"k8s.io/client-go/util/keyutil"
 
 	"github.com/cairn-os/cairn/pkg/atomicfile"
+	"github.com/cairn-os/cairn/pkg/membership"
 )
 
 // IdentityFile is the file of the machine's own key below dir, which is /var/lib/cairn.
 func IdentityFile(dir string) string { return filepath.Join(dir, "node", "identity.pem") }
 
 // Identity returns the hash by which the cluster knows the machine whose files are below dir.
-func Identity(dir string) (string, error) {
-	key, err := loadIdentity(IdentityFile(dir))
+func Identity(dir string) (string, error) { return identityIn(IdentityFile(dir)) }
+
+// identityIn is the hash of the identity in a file.
+func identityIn(path string) (string, error) {
+	key, err := loadIdentity(path)
 	if err != nil {
 		return "", err
 	}
@@ -56,12 +61,10 @@ func publicDER(key *ecdsa.PrivateKey) ([]byte, error) {
 var errDamaged = errors.New("is damaged")
 
 // loadIdentity reads the machine's key. The error wraps fs.ErrNotExist when there is none, and errDamaged when there is
-// something else in its place.
+// something else in its place. One of the disk, which wraps syscall.EIO, says nothing about the file yet: a bus that is
+// reset, or a voltage that sinks, passes.
 func loadIdentity(path string) (*ecdsa.PrivateKey, error) {
 	data, err := os.ReadFile(path)
-	if errors.Is(err, syscall.EIO) {
-		return nil, fmt.Errorf("identity %s %w: %w", path, errDamaged, err)
-	}
 	if err != nil {
 		return nil, fmt.Errorf("identity: %w", err)
 	}
@@ -77,17 +80,66 @@ func loadIdentity(path string) (*ecdsa.PrivateKey, error) {
 }
 
 // setAside moves a damaged identity out of the way. It is not destroyed: whoever has the cluster in mind may mend it.
-func setAside(path string) error {
-	if err := os.Rename(path, asideOf(path)); err != nil {
+func setAside(path string) error { return move(path, asideOf(path)) }
+
+// move renames an identity durably, in its directory.
+func move(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
 		return fmt.Errorf("identity: %w", err)
 	}
-	if err := atomicfile.SyncDir(filepath.Dir(path)); err != nil {
+	if err := atomicfile.SyncDir(filepath.Dir(to)); err != nil {
 		return fmt.Errorf("identity: %w", err)
 	}
 	return nil
 }
 
 func asideOf(path string) string { return path + ".damaged" }
+
+// readings is how often the disk may fail to read an identity before that counts as lost.
+const readings = 5
+
+// readIdentity is loadIdentity with patience: it tells the machine's owner what is in the way, and takes a file for
+// damaged that the disk does not read after some tries, half a minute in all.
+func (o Options) readIdentity(ctx context.Context) error {
+	wait := firstPause
+	for n := 1; ; n++ {
+		_, err := loadIdentity(IdentityFile(o.Dir))
+		if !errors.Is(err, syscall.EIO) {
+			return err
+		}
+		if n == readings {
+			return fmt.Errorf("identity %s %w: %w", IdentityFile(o.Dir), errDamaged, err)
+		}
+		o.Log.Warn("join: the disk does not read the identity", "error", err, "again", wait)
+		o.Status(fmt.Sprintf("the disk does not read this machine's %v (trying again in %v)", err, wait))
+		if o.pause(ctx, wait) != nil {
+			return err
+		}
+		wait = min(2*wait, maxPause)
+	}
+}
+
+// bringBack puts the identity that was set aside in its place again when it proves to be the one that the machine joined
+// with: the disk reads it again, or somebody mended it. It is one rename, which a cut leaves done or to be done. A server
+// that made another meanwhile keeps that one, which its cluster knows.
+func (o Options) bringBack(m *membership.Membership) {
+	if m == nil || m.Identity == "" {
+		return
+	}
+	path := IdentityFile(o.Dir)
+	have, err := identityIn(path)
+	if err == nil && (have == m.Identity || m.Role == membership.Server) {
+		return
+	}
+	if kept, err := identityIn(asideOf(path)); err != nil || kept != m.Identity {
+		return
+	}
+	if err := move(asideOf(path), path); err != nil {
+		o.Log.Error("join: the identity that was set aside is good, and does not come back", "error", err)
+		return
+	}
+	o.Log.Warn("join: the identity that was set aside is good, and is this machine's again", "file", path)
+}
 
 // ensureIdentity loads the machine's key, or makes one. A damaged file is not replaced here: the cluster knows the machine
 // by it, and Options.mendIdentity decides.

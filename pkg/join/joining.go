@@ -29,8 +29,12 @@ func (o Options) joining() (server string, err error) {
 	return server, nil
 }
 
-// endJoining is for a machine that has a membership, which says all that counts.
+// endJoining is for a machine that has a membership, which says all that counts. It looks first: on a file system that
+// became read-only even the removal of what is not there fails, and such a machine has to come up all the same.
 func (o Options) endJoining() error {
+	if _, err := os.Stat(o.joiningFile()); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err := os.Remove(o.joiningFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("end joining: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"syscall"
 
 	"github.com/cairn-os/cairn/pkg/membership"
 	"github.com/cairn-os/cairn/pkg/pki"
@@ -38,6 +39,9 @@ func (o Options) resume(ctx context.Context, m *membership.Membership, stretch *
 		}
 		return o.rename(m)
 	}
+	if o.goesOn(m) {
+		return nil
+	}
 	if lacking := o.lacking(m.Role); lacking != "" {
 		if o.ServerURL == "" || o.Token == "" {
 			return refuse(CodeConfig, "%s is missing: give the machine cairn.server_url and cairn.token of its cluster to get it again", lacking)
@@ -58,10 +62,40 @@ func (o Options) resume(ctx context.Context, m *membership.Membership, stretch *
 		return o.joinRenamed(ctx, m, stretch)
 	}
 	err := o.refresh(ctx, m)
-	if isRemoved(err) {
+	switch r := new(Refusal); {
+	case isRemoved(err):
 		return o.joinRemoved(ctx, stretch)
+	case errors.As(err, &r) && r.Code == CodeIdentity && o.ServerURL != "" && o.Token != "":
+		// It joined by another identity, which a cut kept out of the membership, and bringBack returned the one before.
+		return o.joinUnknown(ctx, stretch)
 	}
 	return err
+}
+
+// goesOn reports whether an agent comes up without an identity that can be read, and says so. Its certificates are what it
+// works with, and its node renews them by themselves: the identity is needed when they ended or the machine was removed.
+// To join again by a token, which may have ended, with servers that may be away, would take down what works.
+func (o Options) goesOn(m *membership.Membership) bool {
+	_, err := Identity(o.Dir)
+	if err == nil || !o.certified(m) {
+		return false
+	}
+	o.Log.Error("join: this node goes on by its certificates, without its identity", "error", err)
+	o.Status(fmt.Sprintf("%v: this machine goes on by the certificates that it has. When those have ended, "+
+		"it needs cairn.server_url and a cairn.token that is good to join its cluster again", err))
+	return true
+}
+
+// certified reports whether an agent has all that it needs but the identity, under its name of today: its certificates are
+// there and have not ended, and no server said that it was removed.
+func (o Options) certified(m *membership.Membership) bool {
+	if m == nil || m.Role != membership.Agent || m.Node != o.Node || Removed(o.Dir) || missing(o.authorityFiles(m.Role)) != "" {
+		return false
+	}
+	return !slices.ContainsFunc(ownFiles(m.Role), func(name string) bool {
+		leaf, err := loadLeaf(o.path(name))
+		return err != nil || !o.clock().Before(leaf.NotAfter)
+	})
 }
 
 // ensureIdentityOf loads the identity. A server that lost it makes another, for it has the authorities' keys anyway; the
@@ -130,10 +164,18 @@ func (o Options) checkDatastore(m *membership.Membership) error {
 // mendIdentity sets a damaged identity aside where the machine can get another. A server makes one by itself, for it has
 // the authorities' keys anyway, and so does a machine that belongs to no cluster yet, for which m is nil. The cluster knows
 // the others by theirs alone: they need a token to be known by another. A cut after it leaves an identity that was lost.
-func (o Options) mendIdentity(m *membership.Membership) error {
+// An agent that can do without one for now keeps what is there: see goesOn.
+func (o Options) mendIdentity(ctx context.Context, m *membership.Membership) error {
+	o.bringBack(m)
+	if o.certified(m) {
+		return nil
+	}
 	path := IdentityFile(o.Dir)
-	_, err := loadIdentity(path)
+	err := o.readIdentity(ctx)
 	if !errors.Is(err, errDamaged) {
+		if errors.Is(err, syscall.EIO) {
+			return err
+		}
 		return nil // what else is wrong with it, whoever needs it says
 	}
 	again := m != nil && m.Role != membership.Server
@@ -151,10 +193,20 @@ func (o Options) mendIdentity(m *membership.Membership) error {
 
 // lacking returns a file that the machine should have and has not, or "".
 func (o Options) lacking(role membership.Role) string {
-	files := []string{IdentityFile(o.Dir)}
+	return missing(append([]string{IdentityFile(o.Dir)}, o.authorityFiles(role)...))
+}
+
+// authorityFiles are those that a machine of that role got when it joined.
+func (o Options) authorityFiles(role membership.Role) []string {
+	var files []string
 	for _, f := range filesFor(role) {
 		files = append(files, o.path(f.dir, f.name))
 	}
+	return files
+}
+
+// missing returns the first of the files that is not there or empty, or "".
+func missing(files []string) string {
 	for _, path := range files {
 		if info, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) || (err == nil && info.Size() == 0) {
 			return path

@@ -158,7 +158,7 @@ func (o Options) attempt(ctx context.Context, stretch *stretcher) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return refuse(CodeConfig, "%v: restore the file, or return the machine to its factory state with \"cairnctl reset\"", err)
 	}
-	if err := o.mendIdentity(m); err != nil {
+	if err := o.mendIdentity(ctx, m); err != nil {
 		return err
 	}
 	if m != nil {

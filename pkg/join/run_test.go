@@ -222,7 +222,7 @@ func TestDamage(t *testing.T) {
 }
 
 // TestDamagedIdentity lets a server, and a machine that belongs to no cluster, make another identity; an agent and a witness
-// join again by a token. The damaged file is kept.
+// join again by a token, for they need a certificate. The damaged file is kept.
 func TestDamagedIdentity(t *testing.T) {
 	c := newCluster(t)
 	machines := byte(0)
@@ -263,6 +263,11 @@ func TestDamagedIdentity(t *testing.T) {
 				}
 				if err := os.WriteFile(IdentityFile(o.Dir), []byte(content), 0o600); err != nil {
 					t.Fatal(err)
+				}
+				if tt.name == "agent" { // it goes on while it has its certificates: TestAgentWithoutIdentity
+					if err := os.Remove(pki.PairFile(o.path(nodeTLS), pki.KubeletServer)); err != nil {
+						t.Fatal(err)
+					}
 				}
 				var said []string
 				o.Status = func(s string) { *status = s; said = append(said, s) }

@@ -8,8 +8,9 @@
 //
 // The address of an agent may go over to another machine, as a router may give it away when the first one is switched off
 // for good. That the first one is gone must be certain, for the other could pose as it from then on: its kubelet must have
-// been silent for minutes, its Node not be Ready, which the cluster finds without looking at any clock's time, and its
-// kubelet not answer when it is asked, which it does by the tunnel that its machine holds open.
+// been silent for minutes, its Node not be Ready for as long, which the cluster finds without looking at any clock's time,
+// and its kubelet not answer when it is asked, which it does by the tunnel that its machine holds open. After a power cut
+// all are silent, and nobody has a tunnel yet: a silence counts only from when an approver began to listen.
 //
 // What is approved is recorded first, in the Secret that says whose the node's name is: the addresses, which are the only
 // ones of an agent that count anywhere, and the key of the client certificate, by which the front of the apiserver tells
@@ -22,6 +23,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -50,9 +52,10 @@ const (
 	// silence is after what time without a sign of life the address of an agent is no longer its own: the store's router
 	// may have given it to another machine. Kubernetes gives up the pods of a node after the same time.
 	silence = 5 * time.Minute
-	// answerLimit is how long a kubelet that is asked whether it lives may take.
-	answerLimit = 5 * time.Second
 )
+
+// errAsked says that a request is to be judged when kubelets that were asked have answered.
+var errAsked = errors.New("kubelets are asked whether they live")
 
 // Options of an Approver.
 type Options struct {
@@ -61,12 +64,19 @@ type Options struct {
 	Cluster []netip.Prefix
 	Log     *slog.Logger
 	Now     func() time.Time // nil is time.Now
-	// Answers reports whether the kubelet of a node does. Nil asks it by the apiserver, and by that by its tunnel.
-	Answers func(ctx context.Context, node string) bool
+	// Answers reports whether the kubelet of a node does; an error says that this is not known. Nil asks it by the apiserver,
+	// and by that by its tunnel. It is called for several nodes at a time.
+	Answers func(ctx context.Context, node string) (bool, error)
 }
 
 // Approver judges requests. Its Run may be called again after it returned, not twice at a time.
-type Approver struct{ o Options }
+type Approver struct {
+	o Options
+	// Of one Run.
+	began time.Time // with the monotonic clock: the time of day may be set meanwhile
+	asks  *questions
+	queue workqueue.TypedRateLimitingInterface[item]
+}
 
 // New returns an approver that does nothing until it is run.
 func New(o Options) *Approver {
@@ -74,19 +84,17 @@ func New(o Options) *Approver {
 		o.Now = time.Now
 	}
 	if o.Answers == nil {
-		o.Answers = func(ctx context.Context, node string) bool { return kubeletAnswers(ctx, o.Client, node) }
+		o.Answers = func(ctx context.Context, node string) (bool, error) { return kubeletAnswers(ctx, o.Client, node) }
 	}
-	return &Approver{o}
-}
-
-func kubeletAnswers(ctx context.Context, client kubernetes.Interface, node string) bool {
-	return client.CoreV1().RESTClient().Get().Resource("nodes").Name(node).SubResource("proxy").Suffix("healthz").Do(ctx).Error() == nil
+	return &Approver{o: o}
 }
 
 // Run judges requests until ctx ends, and then returns nil. An error is one of its set-up.
 func (a *Approver) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	queue := workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[item](retrySoon, retryLate))
+	a.began, a.queue = a.o.Now(), queue
+	a.asks = &questions{ctx: ctx, ask: a.o.Answers, now: a.o.Now, asked: map[string]*question{}}
 	stores := map[string]cache.Store{}
 	var watches []informers.SharedInformerFactory
 	defer func() {
@@ -95,6 +103,7 @@ func (a *Approver) Run(ctx context.Context) error {
 		for _, w := range watches {
 			w.Shutdown()
 		}
+		a.asks.running.Wait()
 	}()
 	for _, signer := range signers {
 		factory := informers.NewSharedInformerFactoryWithOptions(a.o.Client, 0, informers.WithTransform(slim),
@@ -118,9 +127,9 @@ func (a *Approver) Run(ctx context.Context) error {
 		if stopped {
 			return nil
 		}
-		err := a.handle(ctx, stores[next.signer], next.name)
+		err := a.handle(ctx, stores[next.signer], next)
 		queue.Done(next)
-		if err == nil {
+		if err == nil || errors.Is(err, errAsked) {
 			queue.Forget(next)
 			continue
 		}
@@ -152,9 +161,9 @@ func slim(o any) (any, error) {
 	return r, nil
 }
 
-// handle judges one request, if that is still to be done.
-func (a *Approver) handle(ctx context.Context, known cache.Store, name string) error {
-	o, _, err := known.GetByKey(name)
+// handle judges one request, if that is still to be done. With errAsked it does so later, when the queue has it again.
+func (a *Approver) handle(ctx context.Context, known cache.Store, next item) error {
+	o, _, err := known.GetByKey(next.name)
 	r, ok := o.(*certificatesv1.CertificateSigningRequest)
 	if err != nil || !ok || !open(r) {
 		return err
@@ -183,7 +192,7 @@ func (a *Approver) admit(ctx context.Context, r *certificatesv1.CertificateSigni
 		return reason, nil
 	}
 	if r.Spec.SignerName == certificatesv1.KubeletServingSignerName {
-		return a.admitAddresses(ctx, records, node, addresses)
+		return a.admitAddresses(ctx, records, item{r.Spec.SignerName, r.Name}, node, addresses)
 	}
 	csr, err := parse(r.Spec.Request)
 	if err != nil {
@@ -196,7 +205,7 @@ func (a *Approver) admit(ctx context.Context, r *certificatesv1.CertificateSigni
 	return nil, join.AddClientKey(ctx, a.o.Client, node, KeyHash(key))
 }
 
-func (a *Approver) admitAddresses(ctx context.Context, records []join.NodeRecord, node string, addresses []netip.Addr) (reason, err error) {
+func (a *Approver) admitAddresses(ctx context.Context, records []join.NodeRecord, request item, node string, addresses []netip.Addr) (reason, err error) {
 	held, former, err := a.others(ctx, records, node)
 	if err != nil {
 		return nil, err
@@ -205,14 +214,11 @@ func (a *Approver) admitAddresses(ctx context.Context, records []join.NodeRecord
 		return reason, nil
 	}
 	// The machines that had them are gone, or have others: they become the asking node's alone.
+	former = slices.DeleteFunc(former, func(f join.NodeRecord) bool { return len(common(f.Addresses, addresses)) == 0 })
+	if reason, err := a.askFormer(former, request, addresses); reason != nil || err != nil {
+		return reason, err
+	}
 	for _, f := range former {
-		i := slices.IndexFunc(f.Addresses, func(x netip.Addr) bool { return slices.Contains(addresses, x) })
-		if i < 0 {
-			continue
-		}
-		if a.answers(ctx, f.Name) {
-			return fmt.Errorf("%v is %s. That one is silent, but its kubelet answers", f.Addresses[i], addressOf(f.Name)), nil
-		}
 		rest := slices.DeleteFunc(slices.Clone(f.Addresses), func(x netip.Addr) bool { return slices.Contains(addresses, x) })
 		if err := join.SetAddresses(ctx, a.o.Client, f.Name, rest); err != nil && !apierrors.IsNotFound(err) {
 			return nil, err
@@ -222,10 +228,31 @@ func (a *Approver) admitAddresses(ctx context.Context, records []join.NodeRecord
 	return nil, join.SetAddresses(ctx, a.o.Client, node, addresses)
 }
 
-func (a *Approver) answers(ctx context.Context, node string) bool {
-	ctx, cancel := context.WithTimeout(ctx, answerLimit)
-	defer cancel()
-	return a.o.Answers(ctx, node)
+// askFormer asks the kubelets of those who had the addresses, now that all else speaks for the request. It returns errAsked
+// while they are asked, and a reason to deny the request when one of them is there.
+func (a *Approver) askFormer(former []join.NodeRecord, request item, addresses []netip.Addr) (reason, err error) {
+	if len(former) == 0 {
+		return nil, nil
+	}
+	var names []string
+	for _, f := range former {
+		names = append(names, f.Name)
+	}
+	told := a.asks.put(names, func() { a.queue.Add(request) })
+	if told == nil {
+		return nil, errAsked
+	}
+	for _, f := range former {
+		if err := told[f.Name].lives(); err != nil {
+			return fmt.Errorf("%v is %s. That one is silent, but %w", common(f.Addresses, addresses)[0], addressOf(f.Name), err), nil
+		}
+	}
+	return nil, nil
+}
+
+// common returns those of all that are among others.
+func common(all, others []netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(slices.Clone(all), func(x netip.Addr) bool { return !slices.Contains(others, x) })
 }
 
 // KeyHash is by what a client's key is recorded: the SHA-256 of the public key as certificates hold it, in hexadecimal.
@@ -269,16 +296,18 @@ func (a *Approver) others(ctx context.Context, records []join.NodeRecord, node s
 	if err != nil {
 		return nil, nil, fmt.Errorf("list nodes: %w", err)
 	}
+	now := a.o.Now()
 	for _, n := range nodes.Items {
-		alive[n.Name] = alive[n.Name] || isReady(&n)
+		alive[n.Name] = alive[n.Name] || !lostFor(&n, now, silence)
 	}
+	heard := now.Sub(a.began) >= silence // all who live had the time to be heard
 	isServer := map[string]bool{}
 	for _, r := range records {
 		isServer[r.Name] = r.Role == membership.Server
 		if r.Name == node {
 			continue
 		}
-		if r.Role != membership.Server && !alive[r.Name] && a.o.Now().Sub(r.Joined) >= silence {
+		if r.Role != membership.Server && !alive[r.Name] && now.Sub(r.Joined) >= silence && heard {
 			former = append(former, r)
 			continue
 		}
@@ -290,12 +319,20 @@ func (a *Approver) others(ctx context.Context, records []join.NodeRecord, node s
 	return append(held, servers...), former, err
 }
 
-// isReady reports whether the cluster takes the node for one that works: Kubernetes takes that back when its Lease does not
-// change for some time, whatever time it tells.
-func isReady(n *corev1.Node) bool {
-	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-	})
+// lostFor reports whether the cluster has not taken the node for one that works for so long. Kubernetes takes that back
+// when its Lease does not change for some time, whatever time it tells: after a power cut not before the cluster is back.
+func lostFor(n *corev1.Node, now time.Time, d time.Duration) bool {
+	since := n.CreationTimestamp.Time
+	for _, c := range n.Status.Conditions {
+		if c.Type != corev1.NodeReady {
+			continue
+		}
+		if c.Status == corev1.ConditionTrue {
+			return false
+		}
+		since = c.LastTransitionTime.Time
+	}
+	return now.Sub(since) >= d
 }
 
 func addressOf(node string) string {

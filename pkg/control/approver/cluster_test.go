@@ -2,12 +2,12 @@ package approver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,7 +19,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 
 	"github.com/cairn-os/cairn/pkg/control/apiservertest"
 	"github.com/cairn-os/cairn/pkg/join"
@@ -60,12 +59,12 @@ func (w *world) node(name, role, recorded, address string, heard time.Duration) 
 	w.must(err)
 }
 
-// ready makes a Node Ready.
-func (w *world) ready(name string) {
+// ready says of a Node whether it is Ready, and since when.
+func (w *world) ready(name string, status corev1.ConditionStatus, since time.Duration) {
 	w.t.Helper()
 	n, err := w.admin.CoreV1().Nodes().Get(w.t.Context(), name, metav1.GetOptions{})
 	w.must(err)
-	n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
+	n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: status, LastTransitionTime: metav1.NewTime(now().Add(-since))}}
 	_, err = w.admin.CoreV1().Nodes().UpdateStatus(w.t.Context(), n, metav1.UpdateOptions{})
 	w.must(err)
 }
@@ -116,12 +115,17 @@ func TestCluster(t *testing.T) {
 	}, metav1.CreateOptions{})
 	w.must(err)
 	w.node("shop-1", "server", "192.0.2.11", "192.0.2.1", time.Hour)
-	w.node("shop-3", "agent", "192.0.2.3", "192.0.2.33", time.Second) // it tells an address that nobody gave it
+	w.node("shop-3", "agent", "192.0.2.3", "192.0.2.33", -time.Hour) // it tells an address that nobody gave it
 	w.node("shop-5", "agent", "192.0.2.5", "192.0.2.5", 10*time.Minute)
-	w.node("shop-4", "agent", "", "192.0.2.251", time.Second) // it claims a server's address
+	w.node("shop-4", "agent", "", "192.0.2.251", -time.Hour) // it claims a server's address
 	w.node("shop-6", "agent", "192.0.2.6", "192.0.2.6", 10*time.Minute)
-	w.ready("shop-6")
+	w.ready("shop-6", corev1.ConditionTrue, time.Hour)
 	w.node("shop-7", "agent", "192.0.2.7", "192.0.2.7", 10*time.Minute)
+	w.node("shop-8", "agent", "192.0.2.8", "192.0.2.8", 10*time.Minute) // the cluster misses it since it is back itself
+	w.ready("shop-8", corev1.ConditionUnknown, -time.Minute)
+	w.node("shop-10", "agent", "192.0.2.10", "192.0.2.10", 10*time.Minute)
+	w.node("shop-11", "agent", "192.0.2.5", "192.0.2.5", 10*time.Minute) // as shop-5's
+	w.ready("shop-11", corev1.ConditionUnknown, time.Hour)
 	// The apiserver itself enters 192.0.2.250, some time after it is ready.
 	_, err = w.admin.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Create(t.Context(), &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Name: "others", Labels: map[string]string{discoveryv1.LabelServiceName: "kubernetes"}},
@@ -133,12 +137,24 @@ func TestCluster(t *testing.T) {
 	early := w.create(client())
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	approver := New(Options{Client: w.admin, Cluster: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Now: now,
-		Answers: func(_ context.Context, node string) bool { return node == "shop-7" }})
+	var passed atomic.Int64
+	approver := New(Options{Client: w.admin, Cluster: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Now: func() time.Time { return now().Add(time.Duration(passed.Load())) },
+		Answers: func(_ context.Context, node string) (bool, error) {
+			if node == "shop-10" {
+				return false, errors.New("the apiserver stops")
+			}
+			return node == "shop-7", nil
+		}})
 	go func() { done <- approver.Run(ctx) }()
 	if got := w.answer(early, 20*time.Second); !strings.HasPrefix(got, "Approved: asked for by node shop-4") {
 		t.Errorf("a request made before the approver ran: %s; want it approved", got)
 	}
+	// Nobody was heard while there was no cluster, after a power cut.
+	if got := w.answer(w.create(serving("192.0.2.5")), 20*time.Second); !strings.HasPrefix(got, "Denied: 192.0.2.5 is the address of node shop-") {
+		t.Errorf("the address of a silent agent, before the approver listened for long: %s; want it denied", got)
+	}
+	passed.Store(int64(silence))
 
 	as := func(a asking, change func(*asking)) asking { change(&a); return a }
 	for _, tt := range []struct {
@@ -162,6 +178,9 @@ func TestCluster(t *testing.T) {
 		{"the address of an agent that is gone", serving("192.0.2.5"), "Approved: "},
 		{"the address of a silent agent that is Ready", serving("192.0.2.6"), "Denied: 192.0.2.6 is the address of node shop-6"},
 		{"the address of a silent agent that answers", serving("192.0.2.7"), "Denied: 192.0.2.7 is the address of node shop-7: give"},
+		{"the address of a silent agent that may answer", serving("192.0.2.10"), "Denied: 192.0.2.10 is the address of node shop-10: give one of the two another one, " +
+			"or delete that Node if its machine is gone for good. That one is silent, but whether its kubelet answers is not known: the apiserver stops"},
+		{"the address of an agent that is missed since a moment ago", serving("192.0.2.8"), "Denied: 192.0.2.8 is the address of node shop-8"},
 		{"a server's address, claimed as the own", serving("192.0.2.251"), "Denied: 192.0.2.251 is the address of a server"},
 		{"a pod's address", serving("10.42.0.7"), "Denied: 10.42.0.7 is in 10.42.0.0/16"},
 		{"a server's own address", named(serving("192.0.2.1"), "system:node:", "shop-1"), "Denied: shop-1 is a server of the cluster"},
@@ -180,30 +199,12 @@ func TestCluster(t *testing.T) {
 	}
 	w.recorded("shop-4", "192.0.2.5", 2)
 	w.recorded("shop-5", "", 0) // shop-4 got its address
+	w.recorded("shop-11", "", 0)
 	w.recorded("shop-6", "192.0.2.6", 0)
 	w.recorded("shop-7", "192.0.2.7", 0)
 	cancel()
 	if err := <-done; err != nil {
 		t.Errorf("Run, asked to stop = %v; want nil", err)
-	}
-}
-
-// TestKubeletAnswers asks a kubelet by the apiserver, whose word about one that it does not reach counts as silence.
-func TestKubeletAnswers(t *testing.T) {
-	kubelet := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/api/v1/nodes/shop-1/proxy/healthz" {
-			http.Error(w, "error trying to reach service: No agent available", http.StatusServiceUnavailable)
-		}
-	}))
-	defer kubelet.Close()
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: kubelet.URL})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for node, want := range map[string]bool{"shop-1": true, "shop-2": false} {
-		if got := New(Options{Client: client}).answers(t.Context(), node); got != want {
-			t.Errorf("%s answers: %t; want %t", node, got, want)
-		}
 	}
 }
 

@@ -17,9 +17,6 @@ import (
 	"github.com/cairn-os/cairn/pkg/pki"
 )
 
-// mostAddresses of a node are approved: it could keep the addresses of a whole network from others.
-const mostAddresses = 32
-
 // verdict is what is done with a request.
 type verdict int
 
@@ -123,9 +120,6 @@ func checkServing(csr *x509.CertificateRequest, usages []certificatesv1.KeyUsage
 			return nil, fmt.Errorf("%q is not the node's name", name)
 		}
 	}
-	if len(csr.IPAddresses) > mostAddresses {
-		return nil, fmt.Errorf("%d addresses; a node may have %d", len(csr.IPAddresses), mostAddresses)
-	}
 	if len(csr.IPAddresses) == 0 {
 		return nil, errors.New("there is no address; the cluster reaches a kubelet by its address")
 	}
@@ -134,6 +128,10 @@ func checkServing(csr *x509.CertificateRequest, usages []certificatesv1.KeyUsage
 		a, err := address(ip)
 		if err != nil {
 			return nil, err
+		}
+		// A node asks for what pki.NodeAddresses returns. With more it could keep the addresses of a whole network from others.
+		if slices.ContainsFunc(addresses, func(have netip.Addr) bool { return have.Is4() == a.Is4() }) {
+			return nil, fmt.Errorf("%v and another address of its family; a node has one of each", a)
 		}
 		addresses = append(addresses, a)
 	}

@@ -111,11 +111,9 @@ func TestJudge(t *testing.T) {
 		{"serves as a client", serving(good), func(a *asking) { a.usages = append(a.usages, certificatesv1.UsageClientAuth) }, deny, `"client auth" is not given`},
 		{"serves as another", serving(good), func(a *asking) { a.csr.DNSNames = []string{"shop-4", "kubernetes"} }, deny, `"kubernetes" is not the node's name`},
 		{"serves without an address", serving(), func(*asking) {}, deny, "there is no address"},
-		{"more addresses than a machine has", serving(), func(a *asking) {
-			for i := range mostAddresses + 1 {
-				a.csr.IPAddresses = append(a.csr.IPAddresses, net.IP{192, 0, 2, byte(i)})
-			}
-		}, deny, "33 addresses; a node may have 32"},
+		{"more addresses than a node has", serving(good, "2001:db8::4", "192.0.2.5"), func(*asking) {}, deny, "192.0.2.5 and another address of its family"},
+		{"two of IPv6", serving("2001:db8::4", "2001:db8::5"), func(*asking) {}, deny, "2001:db8::5 and another address of its family"},
+		{"one twice, in two forms", serving(good, "::ffff:"+good), func(*asking) {}, deny, "another address of its family"},
 		{"loopback", serving(good, "127.0.0.9"), func(*asking) {}, deny, "the address of every machine itself"},
 		{"loopback of IPv6", serving("::1"), func(*asking) {}, deny, "the address of every machine itself"},
 		{"unspecified", serving("0.0.0.0"), func(*asking) {}, deny, "not the address of a machine"},
