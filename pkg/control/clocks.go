@@ -13,6 +13,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/cairn-os/cairn/pkg/nodeevent"
 )
 
 // maxSkew is by how much clocks may differ. Certificates begin 5 min before they are signed, and what they are checked
@@ -302,19 +304,9 @@ func machines(all []string) string {
 func (c *clocks) event(ctx context.Context, text string) {
 	ctx, cancel := context.WithTimeout(ctx, clockLimit)
 	defer cancel()
-	about := corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: c.node}
-	if n, err := c.client.CoreV1().Nodes().Get(ctx, c.node, metav1.GetOptions{}); err == nil {
-		about.UID = n.UID
-	}
-	now := c.now()
-	at := metav1.NewTime(now)
-	_, err := c.client.CoreV1().Events(metav1.NamespaceDefault).Create(ctx, &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{Name: fmt.Sprintf("%s.%x", c.node, now.UnixNano()), Namespace: metav1.NamespaceDefault},
-		InvolvedObject: about, Type: corev1.EventTypeWarning, Reason: "WrongClock", Message: text, Count: 1, FirstTimestamp: at, LastTimestamp: at,
-		Source: corev1.EventSource{Component: "cairn-control"}, ReportingController: "cairn-control",
-	}, metav1.CreateOptions{})
+	err := nodeevent.Create(ctx, c.client, nodeevent.Event{Node: c.node, At: c.now(), Warning: true, Reason: "WrongClock", Message: text})
 	if err != nil {
-		c.log.Warn("event not written", "node", c.node, "error", err)
+		c.log.Warn("wrong clock: no event", "error", err)
 	}
 }
 

@@ -6,13 +6,11 @@ import (
 	"log/slog"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/component-base/metrics"
 	"k8s.io/component-base/metrics/legacyregistry"
 
+	"github.com/cairn-os/cairn/pkg/nodeevent"
 	"github.com/cairn-os/cairn/pkg/pki"
 )
 
@@ -87,15 +85,5 @@ func (e *expiry) warn(ctx context.Context, c pki.Expiry) error {
 		text = fmt.Sprintf("certificate %s of this server expired at %s and was not renewed; see the log of control", c.Name, c.NotAfter.UTC().Format(time.RFC3339))
 	}
 	e.log.Warn("certificate expires", "name", c.Name, "expires", c.NotAfter)
-	now := metav1.NewTime(e.now())
-	_, err := e.client.CoreV1().Events(metav1.NamespaceDefault).Create(ctx, &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, GenerateName: e.node + ".certificate-"},
-		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: e.node, UID: types.UID(e.node)}, // as the kubelet's events
-		Type:           corev1.EventTypeWarning, Reason: "CertificateExpiring", Message: text,
-		Source: corev1.EventSource{Component: "cairn-control", Host: e.node}, FirstTimestamp: now, LastTimestamp: now, Count: 1,
-	}, metav1.CreateOptions{})
-	if err != nil {
-		return fmt.Errorf("create event: %w", err)
-	}
-	return nil
+	return nodeevent.Create(ctx, e.client, nodeevent.Event{Node: e.node, At: e.now(), Warning: true, Reason: "CertificateExpiring", Message: text})
 }

@@ -28,8 +28,6 @@ const (
 	// followAnew is after what time a machine acknowledges what it has done already: the record that says so goes back when
 	// a snapshot of the cluster's data is restored.
 	followAnew = time.Hour
-	// signerBackdate is how far the cluster's signer lets an agent's certificates begin before it signs them.
-	signerBackdate = 5 * time.Minute
 )
 
 // errNotYet says that a machine waits for the others of its cluster, which is no fault.
@@ -203,7 +201,7 @@ func (o RenewOptions) look(ctx context.Context) (string, error) {
 func (o RenewOptions) followInterval() time.Duration {
 	life := o.Life
 	if leaf, err := loadLeaf(pki.PairFile(o.options().path(nodeTLS), pki.KubeletClient)); life <= 0 && err == nil {
-		life = max(leaf.NotAfter.Sub(leaf.NotBefore)-signerBackdate, time.Minute)
+		life = max(pki.SignedLife(leaf), time.Minute)
 	}
 	return min(followInterval, 5*pki.Interval(life))
 }

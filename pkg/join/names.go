@@ -144,14 +144,9 @@ func nodeAddresses(all []netip.Addr, s membership.Settings) []netip.Addr {
 	for _, a := range all {
 		plain = append(plain, a.Unmap().WithZone(""))
 	}
-	v4, v6 := pki.Primary(plain)
 	for _, p := range s.PodCIDRs {
-		a := v4
-		if p.Addr().Is6() {
-			a = v6
-		}
-		if a.IsValid() {
-			own = append(own, a)
+		if found, err := pki.NodeAddresses(plain, []netip.Prefix{p}); err == nil {
+			own = append(own, found...)
 		}
 	}
 	return own

@@ -232,7 +232,7 @@ func (c *cluster) sign(r *certificatesv1.CertificateSigningRequest) {
 	ca := &authority.CertificateAuthority{Certificate: pair.Leaf, PrivateKey: pair.PrivateKey.(*ecdsa.PrivateKey)}
 	now := c.now
 	der, err := ca.Sign(csr.Raw, authority.PermissiveSigningPolicy{
-		TTL: c.life, Usages: r.Spec.Usages, Backdate: signerBackdate, Short: 8 * time.Hour, Now: func() time.Time { return now },
+		TTL: c.life, Usages: r.Spec.Usages, Backdate: pki.SignerBackdate, Short: 8 * time.Hour, Now: func() time.Time { return now },
 	})
 	if err != nil {
 		c.t.Error(err)

@@ -54,7 +54,7 @@ func (o Options) interval() time.Duration {
 	shortest := time.Duration(0)
 	for _, name := range []string{pki.KubeletClient, pki.KubeletServer} {
 		if have, err := loadPair(o.Dir, name); err == nil {
-			if l := life(have.Leaf); shortest == 0 || l < shortest {
+			if l := pki.SignedLife(have.Leaf); shortest == 0 || l < shortest {
 				shortest = l
 			}
 		}

@@ -207,7 +207,7 @@ func (o Options) learn(ctx context.Context, p part, answer []byte) (part, error)
 	if _, err := o.Bootstrap(ctx); err != nil {
 		return p, fmt.Errorf("ask for the cluster's authorities: %w", err)
 	}
-	p.issuers, err = authorities(o.Dir, p.authority)
+	p.issuers, err = cert.CertsFromFile(pki.CertFile(o.Dir, p.authority))
 	return p, err
 }
 

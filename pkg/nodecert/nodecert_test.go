@@ -18,6 +18,7 @@ import (
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/cert"
 
 	"github.com/cairn-os/cairn/pkg/pki"
 )
@@ -43,7 +44,7 @@ func (c *cluster) verify(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ca, err := authorities(c.pki.Dir, issuer)
+		ca, err := cert.CertsFromFile(pki.CertFile(c.pki.Dir, issuer))
 		if err != nil {
 			t.Fatal(err)
 		}

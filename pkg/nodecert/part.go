@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"time"
 
@@ -18,10 +17,6 @@ import (
 
 	"github.com/cairn-os/cairn/pkg/pki"
 )
-
-// signerBackdate is how far the cluster's signer lets certificates begin before it signs them; see PermissiveSigningPolicy
-// of k8s.io/kubernetes/pkg/controller/certificates.
-const signerBackdate = 5 * time.Minute
 
 // part is one of the two certificates.
 type part struct {
@@ -41,7 +36,7 @@ func (o Options) subject() pkix.Name {
 }
 
 func (o Options) clientPart() (part, error) {
-	issuers, err := authorities(o.Dir, pki.ClientCA)
+	issuers, err := cert.CertsFromFile(pki.CertFile(o.Dir, pki.ClientCA))
 	return part{
 		name: pki.KubeletClient, signer: certificatesv1.KubeAPIServerClientKubeletSignerName, authority: pki.ClientCA, issuers: issuers,
 		usages:   []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageClientAuth},
@@ -51,7 +46,7 @@ func (o Options) clientPart() (part, error) {
 }
 
 func (o Options) servingPart() (part, error) {
-	issuers, err := authorities(o.Dir, pki.KubeletCA)
+	issuers, err := cert.CertsFromFile(pki.CertFile(o.Dir, pki.KubeletCA))
 	p := part{
 		name: pki.KubeletServer, signer: certificatesv1.KubeletServingSignerName, authority: pki.KubeletCA, issuers: issuers,
 		usages:   []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth},
@@ -86,7 +81,7 @@ func (p part) problem(c *x509.Certificate, now time.Time) string {
 		return "it names another node"
 	case !now.Before(c.NotAfter):
 		return "it ended"
-	case c.NotAfter.Sub(now) < life(c)/3 && !p.asLongAsIssuer(c):
+	case c.NotAfter.Sub(now) < pki.SignedLife(c)/3 && !p.asLongAsIssuer(c):
 		return "it ends soon"
 	case p.unknown == nil && !slices.EqualFunc(c.IPAddresses, p.template.IPAddresses, net.IP.Equal):
 		return "the machine's addresses changed"
@@ -136,27 +131,4 @@ func (p part) asLongAsIssuer(c *x509.Certificate) bool {
 	return slices.ContainsFunc(p.issuers, func(i *x509.Certificate) bool {
 		return bytes.Equal(c.RawIssuer, i.RawSubject) && !c.NotAfter.Before(i.NotAfter)
 	})
-}
-
-// life is how long a certificate was meant to be valid from the time of its signing.
-func life(c *x509.Certificate) time.Duration {
-	all := c.NotAfter.Sub(c.NotBefore)
-	if all > signerBackdate {
-		return all - signerBackdate
-	}
-	return all
-}
-
-// authorities reads an authority's certificates.
-func authorities(dir, name string) ([]*x509.Certificate, error) {
-	path := pki.CertFile(dir, name)
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("certificate authority: %w", err)
-	}
-	certs, err := cert.ParseCertsPEM(data)
-	if err != nil {
-		return nil, fmt.Errorf("certificate authority %s: %w", path, err)
-	}
-	return certs, nil
 }

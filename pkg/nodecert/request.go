@@ -117,7 +117,7 @@ func answer(r *certificatesv1.CertificateSigningRequest) ([]byte, error) {
 // connect returns a client that has the certificate by, and what ends its connections. The client has a transport of its
 // own: the shared ones of client-go are never forgotten, and each certificate would add one.
 func (o Options) connect(by tls.Certificate) (kubernetes.Interface, func(), error) {
-	servers, err := authorities(o.Dir, pki.ServerCA)
+	servers, err := cert.CertsFromFile(pki.CertFile(o.Dir, pki.ServerCA))
 	if err != nil {
 		return nil, nil, err
 	}

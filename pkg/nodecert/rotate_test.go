@@ -35,7 +35,7 @@ func newRotation(t *testing.T) (*rotation, Options) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{pki.ClientCA, pki.KubeletCA} {
-		certs, err := authorities(c.pki.Dir, name)
+		certs, err := cert.CertsFromFile(pki.CertFile(c.pki.Dir, name))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -64,19 +64,19 @@ func Primary(addresses []netip.Addr) (v4, v6 netip.Addr) {
 	return v4, v6
 }
 
-// NodeAddresses returns the address of the machine that its node has in each family of the cluster's pod networks: of
+// NodeAddresses returns the address of the machine that its node has in each family of the cluster's networks: of
 // addresses, in the order that Addresses gives, the first of each. The others are nobody's business: many machines have the
 // same one on a second network, of a service processor or a till's printer.
-func NodeAddresses(addresses []netip.Addr, pods []netip.Prefix) ([]netip.Addr, error) {
+func NodeAddresses(addresses []netip.Addr, networks []netip.Prefix) ([]netip.Addr, error) {
 	v4, v6 := Primary(addresses)
 	var all []netip.Addr
-	for _, p := range pods {
+	for _, n := range networks {
 		own, family := v4, "IPv4"
-		if p.Addr().Is6() {
+		if n.Addr().Is6() {
 			own, family = v6, "IPv6"
 		}
 		if !own.IsValid() {
-			return nil, fmt.Errorf("the cluster has the pod network %v and this machine no %s address: %w", p, family, ErrNoAddress)
+			return nil, fmt.Errorf("the cluster has the network %v and this machine no %s address: %w", n, family, ErrNoAddress)
 		}
 		all = append(all, own)
 	}

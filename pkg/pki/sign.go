@@ -48,6 +48,19 @@ func (r Request) template(issuer *x509.Certificate) *x509.Certificate {
 	}
 }
 
+// SignerBackdate is how far the cluster's signer of CSRs lets certificates begin before it signs them; see
+// PermissiveSigningPolicy of k8s.io/kubernetes/pkg/controller/certificates.
+const SignerBackdate = 5 * time.Minute
+
+// SignedLife is how long a certificate of that signer was meant to be valid from the time of its signing.
+func SignedLife(c *x509.Certificate) time.Duration {
+	all := c.NotAfter.Sub(c.NotBefore)
+	if all > SignerBackdate {
+		return all - SignerBackdate
+	}
+	return all
+}
+
 // Sign certifies the public key for what r says, with the authority's pair in dir, and returns the certificate as PEM,
 // followed by the authority's cross certificate if it has one: whoever shows both is believed by those who do not know the
 // authority yet.

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/cairn-os/cairn/pkg/join"
 	"github.com/cairn-os/cairn/pkg/membership"
+	"github.com/cairn-os/cairn/pkg/nodeevent"
 	"github.com/cairn-os/cairn/pkg/pki"
 )
 
@@ -148,7 +148,7 @@ func Begin(ctx context.Context, o BeginOptions) (*State, error) {
 		return nil, fmt.Errorf("create secret %s: %w", join.RotationName, err)
 	}
 	o.Log.Warn("authorities: their replacement begins", "id", id)
-	event(ctx, o.Client, o.Log, o.By, now, corev1.EventTypeNormal, "AuthoritiesReplaced", "stage trust: all servers are to trust new authorities, too")
+	tell(ctx, o.Client, o.Log, nodeevent.Event{Node: o.By, At: now, Reason: replaced, Message: "stage trust: all servers are to trust new authorities, too"})
 	return s, nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/cairn-os/cairn/pkg/join"
+	"github.com/cairn-os/cairn/pkg/nodeevent"
 )
 
 // discard removes a rotation of the past. Any server whose authorities are later ones does so.
@@ -21,7 +22,7 @@ func discard(ctx context.Context, client kubernetes.Interface, log *slog.Logger,
 	}
 	const text = "a replacement of the authorities was found that is older than those in use, as a restored snapshot brings it: it is forgotten"
 	log.Warn("authorities: an old replacement is forgotten, which came with a restored snapshot")
-	event(ctx, client, log, node, now, corev1.EventTypeWarning, "AuthoritiesNotReplaced", text)
+	tell(ctx, client, log, nodeevent.Event{Node: node, At: now, Warning: true, Reason: notReplaced, Message: text})
 	return nil
 }
 

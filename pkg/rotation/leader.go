@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/cairn-os/cairn/pkg/join"
+	"github.com/cairn-os/cairn/pkg/nodeevent"
 	"github.com/cairn-os/cairn/pkg/pki"
 )
 
@@ -178,7 +179,7 @@ func (l *Leader) announce(ctx context.Context, client kubernetes.Interface, stag
 		sign:   "the new authorities sign from now on, the old ones are still trusted",
 		retire: "the old authorities are not trusted any more: kubeconfigs of before and the K10 hash in tokens are worthless",
 	}[stage]
-	event(ctx, client, l.o.Log, l.o.Node, l.o.Now(), corev1.EventTypeNormal, "AuthoritiesReplaced", "stage "+string(stage)+": "+text)
+	tell(ctx, client, l.o.Log, nodeevent.Event{Node: l.o.Node, At: l.o.Now(), Reason: replaced, Message: "stage " + string(stage) + ": " + text})
 }
 
 // finish ends the rotation once what is published is new, which takes controllers that began with the new files.
@@ -205,6 +206,6 @@ func (l *Leader) finish(ctx context.Context, client kubernetes.Interface, secret
 		return err
 	}
 	l.o.Log.Info("authorities: all are replaced", "id", s.ID, "begun", s.Begun)
-	event(ctx, client, l.o.Log, l.o.Node, l.o.Now(), corev1.EventTypeNormal, "AuthoritiesReplaced", "all authorities are replaced")
+	tell(ctx, client, l.o.Log, nodeevent.Event{Node: l.o.Node, At: l.o.Now(), Reason: replaced, Message: "all authorities are replaced"})
 	return nil
 }

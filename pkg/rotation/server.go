@@ -10,6 +10,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/cairn-os/cairn/pkg/join"
+	"github.com/cairn-os/cairn/pkg/nodeevent"
 	"github.com/cairn-os/cairn/pkg/pki"
 )
 
@@ -133,6 +134,8 @@ func (s *Server) complain(ctx context.Context, err error) {
 	}
 	s.told = said{err.Error(), now}
 	s.o.Log.Error("authorities: this server does not come to the stage", "error", err)
-	event(ctx, s.o.Client, s.o.Log, s.o.Node, now, corev1.EventTypeWarning, "AuthoritiesNotReplaced",
-		"this server does not follow the replacement of the authorities, and all wait for it: "+err.Error())
+	tell(ctx, s.o.Client, s.o.Log, nodeevent.Event{
+		Node: s.o.Node, At: now, Warning: true, Reason: notReplaced,
+		Message: "this server does not follow the replacement of the authorities, and all wait for it: " + err.Error(),
+	})
 }

@@ -31,7 +31,7 @@ var layers = []struct {
 	{"engines", []string{"pkg/sequence", "pkg/supervise", "pkg/provision", "pkg/reset"}},
 	{"kubernetes", []string{
 		"pkg/store", "pkg/control", "pkg/node", "pkg/pki", "pkg/containerd", "pkg/airgap", "pkg/kubeconfig",
-		"pkg/join", "pkg/nodecert", "pkg/podnet", "pkg/tunnel", "pkg/rotation",
+		"pkg/join", "pkg/nodecert", "pkg/nodeevent", "pkg/podnet", "pkg/tunnel", "pkg/rotation",
 	}},
 	{"composition", []string{"pkg/machine", "init/internal"}},
 	{"build", []string{"pkg/build", "pkg/vm", "pkg/nodens"}},

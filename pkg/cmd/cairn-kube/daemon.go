@@ -93,7 +93,7 @@ func (d *daemon) awaitNetwork(ctx context.Context, find func() ([]netip.Addr, er
 	for said := ""; ; {
 		addresses, err := find()
 		if err == nil {
-			err = lacking(addresses, networks)
+			_, err = pki.NodeAddresses(addresses, networks)
 		}
 		if err != nil && !errors.Is(err, pki.ErrNoAddress) {
 			return err
@@ -116,21 +116,6 @@ func (d *daemon) awaitNetwork(ctx context.Context, find func() ([]netip.Addr, er
 		case <-time.After(addressPause):
 		}
 	}
-}
-
-// lacking tells of which family there is no address.
-func lacking(addresses []netip.Addr, networks []netip.Prefix) error {
-	v4, v6 := pki.Primary(addresses)
-	for _, n := range networks {
-		own, family := v4, "IPv4"
-		if n.Addr().Is6() {
-			own, family = v6, "IPv6"
-		}
-		if !own.IsValid() {
-			return fmt.Errorf("the cluster has the network %v, and of %s %w", n, family, pki.ErrNoAddress)
-		}
-	}
-	return nil
 }
 
 func newDaemon(log *slog.Logger, path string) (*daemon, error) {
