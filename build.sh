@@ -28,7 +28,7 @@ usage() {
 
 packages=(
 	autoconf automake bc bison build-essential ca-certificates cpio debian-archive-keyring dosfstools dpkg-dev
-	e2fsprogs flex git golang-go iproute2 kmod libelf-dev liblz4-dev libseccomp-dev libsqlite3-dev
+	e2fsprogs flex git golang-go iproute2 kmod libelf-dev libfaketime liblz4-dev libseccomp-dev libsqlite3-dev
 	libssl-dev libtool libuv1-dev mtools nftables ovmf pkg-config qemu-system-x86 qemu-utils seabios xz-utils zstd
 )
 

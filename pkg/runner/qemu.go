@@ -35,6 +35,7 @@ type VMOptions struct {
 	// card that has Address, such as 10.89.0.11/24.
 	Wire    *vm.Wire
 	Address netip.Prefix
+	Pace    vm.Pace // of its clocks
 }
 
 // VM is a machine in QEMU. Its disk stays between Start and Start.
@@ -130,6 +131,7 @@ func (m *VM) Start(ctx context.Context) error {
 	machine, err := vm.Start(ctx, vm.Config{
 		Disk: m.disk, Firmware: m.o.Firmware, MemoryMiB: m.o.MemoryMiB, Console: m.console, Input: m.o.Input, Watchdog: m.o.Watchdog,
 		Forward: map[int]int{m.o.APIPort: 6443, m.o.SSHPort: 22, m.o.PagePort: HelloPort}, Wire: m.o.Wire, MAC: m.o.mac(),
+		Pace: m.o.Pace,
 	})
 	if err != nil {
 		return err

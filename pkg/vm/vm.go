@@ -51,6 +51,8 @@ type Config struct {
 	NoReboot bool
 	// Watchdog adds an i6300esb that resets the machine when it expires.
 	Watchdog bool
+	// Pace is that of the machine's clocks.
+	Pace Pace
 	// Args are added to QEMU's command line.
 	Args []string
 }
@@ -91,6 +93,9 @@ func Start(ctx context.Context, c Config) (_ *Machine, err error) {
 	m.cmd = exec.CommandContext(ctx, program, args...)
 	m.cmd.Stdin, m.cmd.Stdout, m.cmd.Stderr = c.Input, m.console, &m.stderr
 	m.cmd.WaitDelay = 5 * time.Second // Input may never end
+	if own := c.Pace.environment(); len(own) > 0 {
+		m.cmd.Env = append(os.Environ(), own...)
+	}
 	if c.Wire != nil {
 		end, err := c.Wire.plug()
 		if err != nil {
@@ -218,6 +223,7 @@ func (c Config) arguments(dir string, kvm bool) ([]string, error) {
 	if c.NoReboot {
 		args = append(args, "-no-reboot")
 	}
+	args = append(args, c.Pace.arguments()...)
 	return append(args, c.Args...), nil
 }
 
