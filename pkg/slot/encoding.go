@@ -85,6 +85,9 @@ func Choose(first, second []byte) (State, int, error) {
 // Variable is one entry of a GRUB environment block.
 type Variable struct{ Name, Value string }
 
+// escapes are those of values.
+var escapes = strings.NewReplacer(`\`, `\\`, "\n", "\\\n")
+
 // EncodeBlock writes a GRUB environment block of size bytes.
 func EncodeBlock(size int, vars ...Variable) ([]byte, error) {
 	var b bytes.Buffer
@@ -93,7 +96,7 @@ func EncodeBlock(size int, vars ...Variable) ([]byte, error) {
 		if v.Name == "" || strings.ContainsAny(v.Name, "=\n#\\") {
 			return nil, fmt.Errorf("grub environment: variable name %q", v.Name)
 		}
-		b.WriteString(v.Name + "=" + strings.NewReplacer(`\`, `\\`, "\n", "\\\n").Replace(v.Value) + "\n")
+		b.WriteString(v.Name + "=" + escapes.Replace(v.Value) + "\n")
 	}
 	if b.Len() > size {
 		return nil, fmt.Errorf("grub environment: %d bytes do not fit in %d", b.Len(), size)
@@ -102,43 +105,63 @@ func EncodeBlock(size int, vars ...Variable) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// DecodeBlock reads a GRUB environment block by GRUB's rules: lines that start
-// with # are skipped, a backslash takes the next byte as it is, a line without
-// its end is no line, and the last of equal names counts.
+// DecodeBlock reads a GRUB environment block by the rules of GRUB 2.12
+// (grub-core/lib/envblk.c), damaged ones too, so that what it calls a variable
+// is what the selector calls one: a line that starts with # is skipped; a name
+// is all up to the next =, across lines; a backslash in a value takes the next
+// byte as it is; a value without its newline ends the block; the last of equal
+// names counts; names and values end at a zero byte.
 func DecodeBlock(data []byte) (map[string]string, error) {
-	rest, ok := bytes.CutPrefix(data, []byte(signature))
-	if !ok {
+	if len(data) <= len(signature) || !bytes.HasPrefix(data, []byte(signature)) {
 		return nil, fmt.Errorf("%w: no GRUB environment block", ErrInvalid)
 	}
 	vars := map[string]string{}
-	for len(rest) > 0 {
-		line, after, whole := cutLine(rest)
+	for rest := data[len(signature):]; len(rest) > 0; {
+		if rest[0] == '#' {
+			_, rest, _ = cutLine(rest)
+			continue
+		}
+		name, after, ok := bytes.Cut(rest, []byte("="))
+		if !ok {
+			break
+		}
+		value, next, whole := cutLine(after)
 		if !whole {
 			break
 		}
-		rest = after
-		if name, value, ok := strings.Cut(line, "="); ok && !strings.HasPrefix(name, "#") {
-			vars[name] = value
-		}
+		vars[untilZero(name)] = untilZero(value)
+		rest = next
 	}
 	return vars, nil
 }
 
-// cutLine takes one line and resolves its escapes.
-func cutLine(data []byte) (line string, rest []byte, whole bool) {
-	var b strings.Builder
-	comment := data[0] == '#'
-	for i := 0; i < len(data); i++ {
+// cutLine takes all up to the next newline that is not escaped, and resolves
+// its escapes.
+func cutLine(data []byte) (line, rest []byte, whole bool) {
+	end := bytes.IndexAny(data, "\n\\")
+	if end < 0 {
+		return data, nil, false
+	}
+	if data[end] == '\n' { // as nearly always
+		return data[:end], data[end+1:], true
+	}
+	line = bytes.Clone(data[:end])
+	for i := end; i < len(data); i++ {
 		switch c := data[i]; {
 		case c == '\n':
-			return b.String(), data[i+1:], true
-		case c == '\\' && !comment:
+			return line, data[i+1:], true
+		case c == '\\':
 			if i++; i < len(data) {
-				b.WriteByte(data[i])
+				line = append(line, data[i])
 			}
 		default:
-			b.WriteByte(c)
+			line = append(line, c)
 		}
 	}
-	return b.String(), nil, false
+	return line, nil, false
+}
+
+func untilZero(b []byte) string {
+	text, _, _ := bytes.Cut(b, []byte{0})
+	return string(text)
 }

@@ -1,15 +1,19 @@
 // Package slot decides which of a machine's two copies of the system boots: the
-// state as a pure value, its transitions, and its encoding for the boot
-// selector. It writes nothing; package grubenv does.
+// state as a pure value, its transitions, what a trial boot says of itself, and
+// the encoding of both for the boot selector. It writes nothing; the packages
+// below bootloader do.
 //
-//	          Arm(other, tries)
-//	confirmed ────────────────▶ on trial ◀──┐ Attempt: tries-1,
-//	    ▲ ▲                      │  │  └────┘ boots the trial slot
-//	    │ └──── Confirm ─────────┘  │
-//	    └────── RollBack ───────────┘   tries 0: Attempt boots the confirmed slot
+//	        Arm(other, tries)             Attempt: the last try
+//	Settled ────────────────▶ OnTrial ─────────────────────────▶ Spent
+//	 ▲ ▲ ▲                     │ │ ▲ │ Attempt: tries-1,          │ │ ▲ │ Attempt boots
+//	 │ │ │                     │ │ └─┘ boots the trial slot       │ │ └─┘ the confirmed slot
+//	 │ │ └────── Confirm ──────┘ │                                │ │
+//	 │ └──────── Confirm ────────│────────────────────────────────┘ │
+//	 └────────── RollBack ───────┴──────────────────────────────────┘
 //
-// Tries are counted only on trial, so a machine whose power is cut every hour
-// never uses up its confirmed slot.
+// A settled state's Attempt boots the confirmed slot and changes nothing: tries
+// are counted only on trial, so a machine whose power is cut every hour never
+// uses up its confirmed slot. The moves are in one table, transitions.
 package slot
 
 import (
@@ -94,60 +98,19 @@ func (s State) String() string {
 	return fmt.Sprintf("#%d: slot %s confirmed, slot %s on trial with %d tries left", s.Seq, s.Confirmed, s.Trial, s.Tries)
 }
 
-// Arm puts trial on trial for the next tries boots.
-func (s State) Arm(trial Slot, tries int) (State, error) {
-	switch {
-	case s.Trial != None:
-		return s, fmt.Errorf("arm slot %s: %w: %s", trial, ErrOnTrial, s)
-	case trial != s.Confirmed.Other():
-		return s, fmt.Errorf("arm slot %s: it is not the inactive one: %s", trial, s)
-	case tries < 1 || tries > MaxTries:
-		return s, fmt.Errorf("arm slot %s: %d tries; want 1 to %d", trial, tries, MaxTries)
+// Describe tells an owner what the state means and what happens next.
+func (s State) Describe() string {
+	switch s.Phase() {
+	case Settled:
+		return fmt.Sprintf("Slot %s is confirmed and boots every time.", s.Confirmed)
+	case OnTrial:
+		times := fmt.Sprintf("%d more times", s.Tries)
+		if s.Tries == 1 {
+			times = "once more"
+		}
+		return fmt.Sprintf("Slot %s is on trial: it may start %s without being confirmed, then slot %s boots again.", s.Trial, times, s.Confirmed)
+	case Spent:
+		return fmt.Sprintf("Slot %s is on trial in its last boot: unless it is confirmed now, slot %s boots again.", s.Trial, s.Confirmed)
 	}
-	s.Trial, s.Tries = trial, tries
-	return s.next("arm")
-}
-
-// Attempt is what the boot selector does at power-on: it returns the slot that
-// boots, and the state it must have saved before it loads that slot's kernel.
-// The sequence number stays, because the selector writes in place.
-func (s State) Attempt() (Slot, State, error) {
-	if err := s.Check(); err != nil {
-		return None, s, fmt.Errorf("attempt: %w", err)
-	}
-	if s.Trial == None || s.Tries == 0 {
-		return s.Confirmed, s, nil
-	}
-	s.Tries--
-	return s.Trial, s, nil
-}
-
-// Confirm makes the slot on trial the confirmed one. running is the slot that
-// says so about itself.
-func (s State) Confirm(running Slot) (State, error) {
-	switch {
-	case s.Trial == None:
-		return s, fmt.Errorf("confirm slot %s: %w: %s", running, ErrNoTrial, s)
-	case running != s.Trial:
-		return s, fmt.Errorf("confirm slot %s: %w: %s", running, ErrNotTrial, s)
-	}
-	s.Confirmed, s.Trial, s.Tries = s.Trial, None, 0
-	return s.next("confirm")
-}
-
-// RollBack ends the trial in favour of the confirmed slot.
-func (s State) RollBack() (State, error) {
-	if s.Trial == None {
-		return s, fmt.Errorf("roll back: %w: %s", ErrNoTrial, s)
-	}
-	s.Trial, s.Tries = None, 0
-	return s.next("roll back")
-}
-
-func (s State) next(verb string) (State, error) {
-	s.Seq++
-	if err := s.Check(); err != nil {
-		return s, fmt.Errorf("%s: %w", verb, err)
-	}
-	return s, nil
+	return "The slot state is damaged: slot a boots, or what the firmware finds first."
 }

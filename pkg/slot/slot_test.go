@@ -174,6 +174,32 @@ func TestBlockEscapes(t *testing.T) {
 	}
 }
 
+// TestBlockLikeGRUB holds what GRUB makes of blocks that EncodeBlock does not
+// write.
+func TestBlockLikeGRUB(t *testing.T) {
+	for _, tt := range []struct {
+		name, body string
+		want       map[string]string
+	}{
+		{"comment", "#a=1\\\nb=2\nc=3\n", map[string]string{"c": "3"}},
+		{"name across lines", "junk\nseq=1\nb=2\n", map[string]string{"junk\nseq": "1", "b": "2"}},
+		{"zero bytes", "a\x00x=1\x00y\n", map[string]string{"a": "1"}},
+		{"the last of equals", "a=1\na=2\n", map[string]string{"a": "2"}},
+		{"no end", "a=1\nb=2", map[string]string{"a": "1"}},
+		{"escape at the end", "a=1\nb=2\\", map[string]string{"a": "1"}},
+		{"backslash in a name", "a\\=1\n", map[string]string{"a\\": "1"}},
+		{"padding before variables", "####\na=1\n####", map[string]string{"a": "1"}},
+	} {
+		got, err := DecodeBlock([]byte(signature + tt.body))
+		if diff := cmp.Diff(tt.want, got); diff != "" || err != nil {
+			t.Errorf("%s (-want +got): %v\n%s", tt.name, err, diff)
+		}
+	}
+	if _, err := DecodeBlock([]byte(signature)); err == nil {
+		t.Error("a signature alone is a block")
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	for _, s := range []State{onA, trialB, spentB} {
 		f.Add(encode(f, s))

@@ -3,8 +3,10 @@ package grub_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -14,7 +16,10 @@ import (
 	"time"
 
 	"github.com/diskfs/go-diskfs/filesystem/fat32"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
+	"github.com/cairn-os/cairn/pkg/bootloader/selector"
 	"github.com/cairn-os/cairn/pkg/build/cache"
 	"github.com/cairn-os/cairn/pkg/build/debian"
 	"github.com/cairn-os/cairn/pkg/build/disk"
@@ -171,6 +176,16 @@ func remove(name, file string) func(string) error {
 	}
 }
 
+// shortenSums leaves slot b's list of sums with its first line.
+func shortenSums(image string) error {
+	sums, err := disk.ReadFile(image, partition.BootB, "sha256sums")
+	if err != nil {
+		return err
+	}
+	first, _, _ := bytes.Cut(sums, []byte("\n"))
+	return put(partition.BootB, "sha256sums", append(first, '\n'))(image)
+}
+
 func wipe(name string) func(string) error {
 	return func(image string) error { return disk.WriteAt(image, name, make([]byte, 8<<20), 0) }
 }
@@ -207,6 +222,7 @@ func table() []damaged {
 		{name: "trial kernel corrupted", first: good, do: put(partition.BootB, "vmlinuz", corrupt), want: "a", after: &counted, uefi: true},
 		{name: "trial initramfs missing", first: good, do: remove(partition.BootB, "initramfs.img"), want: "a", after: &counted},
 		{name: "trial sums missing", first: good, do: remove(partition.BootB, "sha256sums"), want: "a"},
+		{name: "trial sums of the kernel only", first: good, do: shortenSums, want: "b", after: &counted},
 		{name: "trial sums empty", first: good, do: put(partition.BootB, "sha256sums", nil), want: "a"},
 		{name: "trial command line damaged", first: good, do: put(partition.BootB, "slot.env", make([]byte, 512)), want: "a"},
 		{name: "trial partition wiped", first: good, do: wipe(partition.BootB), want: "a", after: &counted},
@@ -215,6 +231,15 @@ func table() []damaged {
 		{name: "confirmed partition wiped", first: block(confirmedA), do: wipe(partition.BootA), want: "b"},
 		{name: "CAIRN_SYS wiped", first: block(confirmedA), do: wipe(partition.System), want: "a", uefi: true},
 	}
+	// What is a variable, is for GRUB to say.
+	values := good[len(header):]
+	rows = append(rows,
+		damaged{name: "a line of text before the state", first: pad(header + "text\n" + strings.TrimRight(values, "#")), second: "-", want: "a"},
+		damaged{name: "a zero byte behind the seal", first: strings.Replace(good, "seal=1:5:a:b:3\n##", "seal=1:5:a:b:3\x00#\n", 1), second: "-", want: "b", after: &counted},
+		damaged{name: "an escape in the state", first: strings.Replace(good, "confirmed=a\n", "confirmed=\\a\n", 1)[:slot.Size], second: "-", want: "b", after: &counted},
+		damaged{name: "the count twice", first: pad(header + "tries=9\n" + strings.TrimRight(values, "#")), second: "-", want: "a"},
+		damaged{name: "no newline before the padding", first: strings.Replace(good, "3\n##", "3\n#\\", 1), second: "-", want: "a"},
+	)
 	// Nothing but the state's own variables is taken from a file.
 	rows = append(rows, damaged{name: "hostile variables beside a good state", second: "-", want: "b", after: &counted,
 		first: pad(header + "root=(hd9)\nprefix=(hd9)/x\ndisk=hd9\nsafe=b\nchosen=x\n" + strings.TrimRight(good[len(header):], "#"))})
@@ -316,7 +341,109 @@ func state(t *testing.T, image string) slot.State {
 	return s
 }
 
-// TestDamagedStates boots every row under BIOS, and a sample under UEFI.
+// files are those of an image that a selector looks at, by partition and path:
+// the selector.Disk of the model.
+type files struct {
+	held     map[string]map[string][]byte
+	readOnly bool
+}
+
+func read(image string, readOnly bool) files {
+	held := map[string]map[string][]byte{}
+	for name, paths := range map[string][]string{
+		partition.System: disk.StateFiles[:],
+		partition.BootA:  {"vmlinuz", "initramfs.img", "slot.env", "sha256sums"},
+		partition.BootB:  {"vmlinuz", "initramfs.img", "slot.env", "sha256sums"},
+	} {
+		held[name] = map[string][]byte{}
+		for _, path := range paths {
+			if data, err := disk.ReadFile(image, name, path); err == nil {
+				held[name][path] = data
+			}
+		}
+	}
+	return files{held, readOnly}
+}
+
+// setStates does to the files what prepare does to an image.
+func (f files) setStates(contents ...string) {
+	for i, content := range contents {
+		delete(f.held[partition.System], disk.StateFiles[i])
+		if content != "-" && content != "/" {
+			f.held[partition.System][disk.StateFiles[i]] = []byte(content)
+		}
+	}
+}
+
+func (f files) Size(part, path string) (int64, error) {
+	data, err := f.Head(part, path, 1<<30)
+	return int64(len(data)), err
+}
+
+func (f files) Head(part, path string, n int) ([]byte, error) {
+	data, ok := f.held[part][path]
+	if !ok {
+		return nil, fs.ErrNotExist
+	}
+	return data[:min(n, len(data))], nil
+}
+
+func (f files) Sum(part, path string) ([sha256.Size]byte, error) {
+	data, err := f.Head(part, path, 1<<30)
+	return sha256.Sum256(data), err
+}
+
+func (f files) Write(path string, data []byte) error {
+	if f.readOnly {
+		return unix.EROFS
+	}
+	f.held[partition.System][path] = data
+	return nil
+}
+
+// TestModel holds the model of the selector to the table that real GRUB is held
+// to.
+func TestModel(t *testing.T) {
+	image := base(t)
+	own := filepath.Join(t.TempDir(), "disk.img")
+	for _, d := range table() {
+		f := read(image, d.ro)
+		if d.do != nil {
+			if err := d.prepare(image, own); err != nil {
+				t.Fatalf("%s: %v", d.name, err)
+			}
+			f = read(own, d.ro)
+		} else {
+			f.setStates(d.first, d.second)
+		}
+		if b := selector.GRUB(f); string(b.Slot) != d.want {
+			t.Errorf("%s: slot %s; want %s; messages %q", d.name, b.Slot, d.want, b.Messages)
+		}
+		if d.after == nil {
+			continue
+		}
+		s, _, err := slot.Choose(f.held[partition.System][disk.StateFiles[0]], f.held[partition.System][disk.StateFiles[1]])
+		if err != nil || s != *d.after {
+			t.Errorf("%s: state then: %v, %v; want %v", d.name, s, err, *d.after)
+		}
+	}
+}
+
+// agree starts the model on the files of an image as they were before real GRUB
+// ran, and compares what both did.
+func agree(t *testing.T, before files, image, started string) {
+	t.Helper()
+	b := selector.GRUB(before)
+	if string(b.Slot) != started {
+		t.Errorf("the model starts slot %s, GRUB %s; the model says %q", b.Slot, started, b.Messages)
+	}
+	if diff := cmp.Diff(read(image, false).held[partition.System], before.held[partition.System]); diff != "" {
+		t.Errorf("state files (-GRUB +model):\n%s", diff)
+	}
+}
+
+// TestDamagedStates boots every row under BIOS, and a sample under UEFI, and
+// compares real GRUB with the model.
 func TestDamagedStates(t *testing.T) {
 	lane.Require(t, "vm")
 	image := base(t)
@@ -331,9 +458,12 @@ func TestDamagedStates(t *testing.T) {
 				if err := d.prepare(image, own); err != nil {
 					t.Fatal(err)
 				}
-				if got := boot(t, own, firmware, d.ro); got != d.want {
+				before := read(own, d.ro)
+				got := boot(t, own, firmware, d.ro)
+				if got != d.want {
 					t.Errorf("slot %s started; want %s", got, d.want)
 				}
+				agree(t, before, own, got)
 				if d.after != nil {
 					if got := state(t, own); got != *d.after {
 						t.Errorf("state then: %v; want %v", got, *d.after)
@@ -357,9 +487,12 @@ func TestCountdown(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := boot(t, image, vm.BIOS, false); got != string(expected) {
+		before := read(image, false)
+		got := boot(t, image, vm.BIOS, false)
+		if got != string(expected) {
 			t.Errorf("boot %d: slot %s; want %s", i+1, got, expected)
 		}
+		agree(t, before, image, got)
 		if got := state(t, image); got != next {
 			t.Errorf("boot %d: state %v; want %v", i+1, got, next)
 		}
