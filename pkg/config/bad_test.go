@@ -136,7 +136,7 @@ func each(format string, values ...string) []string {
 }
 
 func TestBad(t *testing.T) {
-	for _, tt := range slices.Concat(bad, badCluster) {
+	for _, tt := range slices.Concat(bad, badCluster, badUpgrade, badHealth) {
 		t.Run(tt.name, func(t *testing.T) {
 			c, err := Parse("f", []byte(tt.text))
 			if c != nil {
@@ -220,7 +220,7 @@ func staircase(size int) string {
 
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(full))
-	for _, tt := range slices.Concat(bad, badCluster) {
+	for _, tt := range slices.Concat(bad, badCluster, badUpgrade, badHealth) {
 		f.Add([]byte(tt.text))
 	}
 	f.Add([]byte(k3sDocument))

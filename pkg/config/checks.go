@@ -51,6 +51,25 @@ var checks = map[string]func(string) string{
 	"battery":         battery,
 	"certificateLife": certificateLife,
 	"componentArg":    componentArg,
+
+	"source":          source,
+	"channel":         matches(`^[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?$`, "want the name of a channel such as stable: at most 32 lower-case letters, digits and -"),
+	"upgradeInterval": within("5m", "720h", "6h"),
+	"rate":            rate,
+	"day":             matches(`^(mon|tue|wed|thu|fri|sat|sun)$`, "want mon, tue, wed, thu, fri, sat or sun"),
+	"timeOfDay":       matches(`^([01][0-9]|2[0-3]):[0-5][0-9]$`, "want a time of day in UTC such as 02:00"),
+	"windowDuration":  within("10m", "24h", "3h"),
+
+	"deadline":     within("1m", "2h", "10m"),
+	"settle":       within("0s", "1h", "30s"),
+	"namespace":    namespace,
+	"selector":     selector,
+	"probeName":    matches(`^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$`, "want at most 63 letters, digits and - _ . with a letter or digit at both ends"),
+	"webURL":       webURL,
+	"httpStatus":   between(100, 599),
+	"hostPort":     hostPort,
+	"oneArgument":  func(v string) string { return unless(len(v) <= 4096, "want at most 4096 bytes") },
+	"probeTimeout": within("100ms", "1m", "5s"),
 }
 
 func matches(expression, want string) func(string) string {
@@ -140,6 +159,18 @@ var keyTypes = []string{
 
 // labelKey is Kubernetes' qualified name, less those that the kubelet refuses to start with (its --node-labels).
 func labelKey(v string) string {
+	if message := qualified(v); message != "" {
+		return message
+	}
+	space, _, found := strings.Cut(v, "/")
+	if found && reservedSpace(space) && !slices.Contains(kubeletLabels, v) {
+		return "a machine may not give itself labels below kubernetes.io, except node.kubernetes.io/..."
+	}
+	return ""
+}
+
+// qualified is the form of a label's key: a name, perhaps with a DNS name and / before it.
+func qualified(v string) string {
 	name, space := v, ""
 	if i := strings.IndexByte(v, '/'); i >= 0 {
 		space, name = v[:i], v[i+1:]
@@ -147,13 +178,7 @@ func labelKey(v string) string {
 			return "want a DNS name before the /"
 		}
 	}
-	if !labelName.MatchString(name) {
-		return "want at most 63 letters, digits and - _ . with a letter or digit at both ends"
-	}
-	if reservedSpace(space) && !slices.Contains(kubeletLabels, v) {
-		return "a machine may not give itself labels below kubernetes.io, except node.kubernetes.io/..."
-	}
-	return ""
+	return unless(labelName.MatchString(name), "want at most 63 letters, digits and - _ . with a letter or digit at both ends")
 }
 
 func reservedSpace(space string) bool {

@@ -71,6 +71,23 @@ cairn:
     ca_file: /var/lib/db/ca.pem
     cert_file: /var/lib/db/cert.pem
     key_file: /var/lib/db/key.pem
+  upgrade:
+    source: https://till:hunter2@updates.example.com/cairn
+    channel: edge
+    auto: true
+    interval: 12h
+    window: {days: [mon, thu], start: 22:30, duration: 3h}
+    rate_limit: 1.5Mbit
+  health:
+    deadline: 15m
+    settle: 1m
+    critical_pods:
+    - {namespace: shop, selector: "app=till,tier in (front, back)"}
+    - {namespace: kube-system}
+    probes:
+    - {name: till, http: {url: "https://127.0.0.1/healthz", status: 204, host: till.example.com, insecure: true}, timeout: 10s}
+    - {name: printer, tcp: "192.0.2.20:9100"}
+    - {name: disk, exec: [/usr/bin/test, -d, /var/lib/shop]}
 `
 
 var wantFull = Config{
@@ -112,6 +129,19 @@ var wantFull = Config{
 		Datastore: Datastore{
 			Endpoint: "mysql://shop:p@ss(word)@tcp(10.0.0.3:3306)/shop",
 			CAFile:   "/var/lib/db/ca.pem", CertFile: "/var/lib/db/cert.pem", KeyFile: "/var/lib/db/key.pem",
+		},
+		Upgrade: Upgrade{
+			Source: "https://till:hunter2@updates.example.com/cairn", Channel: "edge", Auto: true, IntervalText: "12h",
+			Window: Window{Days: []string{"mon", "thu"}, Start: "22:30", DurationText: "3h"}, RateLimitText: "1.5Mbit",
+		},
+		Health: Health{
+			DeadlineText: "15m", SettleText: "1m",
+			CriticalPods: []CriticalPods{{Namespace: "shop", Selector: "app=till,tier in (front, back)"}, {Namespace: "kube-system"}},
+			Probes: []Probe{
+				{Name: "till", HTTP: HTTPProbe{URL: "https://127.0.0.1/healthz", Status: 204, Host: "till.example.com", Insecure: true}, TimeoutText: "10s"},
+				{Name: "printer", TCP: "192.0.2.20:9100"},
+				{Name: "disk", Exec: []string{"/usr/bin/test", "-d", "/var/lib/shop"}},
+			},
 		},
 	},
 }
@@ -160,7 +190,7 @@ k3os:
   env: {}
 `
 	_, err := Parse("f", []byte(text))
-	if want := "f:11: cairn.env: unknown key; known here: role, server_url, token, k3s_args, cluster, labels, taints, sysctls, modules, dns_nameservers, ntp_servers, environment, network, datastore"; err == nil || err.Error() != want {
+	if want := "f:11: cairn.env: unknown key; known here: role, server_url, token, k3s_args, cluster, labels, taints, sysctls, modules, dns_nameservers, ntp_servers, environment, network, datastore, upgrade, health"; err == nil || err.Error() != want {
 		t.Errorf("error = %v; want %s", err, want)
 	}
 	c, err := Parse("f", []byte(strings.Replace(text, "  env: {}\n", "", 1)))

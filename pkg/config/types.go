@@ -57,6 +57,8 @@ type Cairn struct {
 	Network        Network           `yaml:"network,omitempty"`
 	// Datastore, when it has an endpoint, is used instead of the machine's own store.
 	Datastore Datastore `yaml:"datastore,omitempty"`
+	Upgrade   Upgrade   `yaml:"upgrade,omitempty" whole:""`
+	Health    Health    `yaml:"health,omitempty"`
 }
 
 // Network is how the machine reaches others. Without Interfaces every wired interface asks for DHCP.

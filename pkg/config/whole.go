@@ -15,6 +15,7 @@ func (m *merger) checkWhole(c *Config) {
 		m.checkToken(c)
 	}
 	m.checkNetworks(c.Cairn.Cluster, c.Cairn.ServerURL == "")
+	m.checkUpgrades(c.Cairn)
 	if zone, ok := c.Cairn.Labels[zoneLabel]; ok && c.Cairn.Cluster.Zone != "" && zone != c.Cairn.Cluster.Zone {
 		m.problem("the label "+zoneLabel+" says another zone; want it once", "cairn", "cluster", "zone")
 	}

@@ -25,6 +25,16 @@ func whole(t reflect.Type) func(r *reader, n *yaml.Node, path string) {
 		return wholeCluster
 	case reflect.TypeFor[Cairn]():
 		return wholeCairn
+	case reflect.TypeFor[Window]():
+		return wholeWindow
+	case reflect.TypeFor[Health]():
+		return wholeHealth
+	case reflect.TypeFor[CriticalPods]():
+		return wholeCriticalPods
+	case reflect.TypeFor[Probe]():
+		return wholeProbe
+	case reflect.TypeFor[HTTPProbe]():
+		return wholeHTTPProbe
 	}
 	return nil
 }
