@@ -1,5 +1,5 @@
-// Package release says what a root file system is: the version of Cairn in it
-// and those of its main parts.
+// Package release says what a release of Cairn is: the versions in a root file
+// system, the signed files that describe a release, and the order of versions.
 package release
 
 import (
