@@ -26,16 +26,16 @@ var layers = []struct {
 	{"mechanisms", []string{
 		"pkg/atomicfile", "pkg/blockdev", "pkg/verity", "pkg/mount", "pkg/module", "pkg/uevent", "pkg/network",
 		"pkg/dhcp", "pkg/sysctl", "pkg/cgroup", "pkg/reaper", "pkg/watchdog", "pkg/kmsg", "pkg/notify",
-		"pkg/initctl", "pkg/bootloader", "pkg/power", "pkg/membership", "pkg/balancer",
+		"pkg/initctl", "pkg/bootloader", "pkg/power", "pkg/membership", "pkg/balancer", "pkg/chunk", "pkg/crashlog",
 	}},
-	{"engines", []string{"pkg/sequence", "pkg/supervise", "pkg/provision", "pkg/reset"}},
+	{"engines", []string{"pkg/sequence", "pkg/supervise", "pkg/provision", "pkg/reset", "pkg/update", "pkg/health"}},
 	{"kubernetes", []string{
 		"pkg/store", "pkg/control", "pkg/node", "pkg/pki", "pkg/containerd", "pkg/airgap", "pkg/kubeconfig",
 		"pkg/join", "pkg/nodecert", "pkg/nodeevent", "pkg/podnet", "pkg/tunnel", "pkg/rotation",
 	}},
 	{"composition", []string{"pkg/machine", "init/internal"}},
 	{"build", []string{"pkg/build", "pkg/vm", "pkg/nodens"}},
-	{"whole machines", []string{"pkg/runner"}},
+	{"whole machines", []string{"pkg/runner", "pkg/sweep"}},
 	{"measurements", []string{"pkg/bench"}},
 	{"mains", []string{"init", "pkg/cmd", "pkg/structure"}},
 }
