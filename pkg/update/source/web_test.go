@@ -166,10 +166,10 @@ func TestServers(t *testing.T) {
 			w.WriteHeader(404)
 			io.WriteString(w, welcome)
 		}},
-		{name: "403", kind: source.ErrRefused, text: "password", serve: func(w http.ResponseWriter, r *http.Request, n int) { http.Error(w, "no", 403) }},
-		{name: "407", kind: source.ErrRefused, text: "proxy", serve: func(w http.ResponseWriter, r *http.Request, n int) { http.Error(w, "no", 407) }},
-		{name: "418", text: "status 418", serve: func(w http.ResponseWriter, r *http.Request, n int) { http.Error(w, "no", 418) }},
-		{name: "511", kind: source.ErrWebPage, text: "captive portal", serve: func(w http.ResponseWriter, r *http.Request, n int) { http.Error(w, "no", 511) }},
+		{name: "403", kind: source.ErrRefused, text: "password", serve: func(w http.ResponseWriter, r *http.Request, n int) { http.Error(w, "no", http.StatusForbidden) }},
+		{name: "407", kind: source.ErrRefused, text: "proxy", serve: func(w http.ResponseWriter, r *http.Request, n int) { http.Error(w, "no", http.StatusProxyAuthRequired) }},
+		{name: "418", text: "status 418", serve: func(w http.ResponseWriter, r *http.Request, n int) { http.Error(w, "no", http.StatusTeapot) }},
+		{name: "511", kind: source.ErrWebPage, text: "captive portal", serve: func(w http.ResponseWriter, r *http.Request, n int) { http.Error(w, "no", http.StatusNetworkAuthenticationRequired) }},
 		{name: "web page", kind: source.ErrWebPage, text: "captive portal", serve: func(w http.ResponseWriter, r *http.Request, n int) { page(w, welcome) }},
 		{name: "long web page", kind: source.ErrWebPage, text: "captive portal", serve: func(w http.ResponseWriter, r *http.Request, n int) {
 			page(w, welcome+strings.Repeat(".", 2*limit))
@@ -349,7 +349,7 @@ func TestRate(t *testing.T) {
 }
 
 func TestContextEnds(t *testing.T) {
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Error(w, "no", 503) }))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Error(w, "no", http.StatusServiceUnavailable) }))
 	defer server.Close()
 	s := open(t, server.URL, func(o *source.Options) { o.FirstWait = time.Hour; o.MaxWait = time.Hour })
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -405,7 +405,7 @@ func TestCertificates(t *testing.T) {
 func TestSecrets(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if user, password, _ := r.BasicAuth(); user != "shop" || password != "s3cret" || r.URL.Path != "/a/f.bin" {
-			http.Error(w, "no", 401)
+			http.Error(w, "no", http.StatusUnauthorized)
 			return
 		}
 		http.NotFound(w, r)
