@@ -14,12 +14,14 @@ import (
 	"github.com/cairn-os/cairn/init/internal/bootlog"
 	"github.com/cairn-os/cairn/init/internal/early"
 	"github.com/cairn-os/cairn/init/internal/emergency"
+	"github.com/cairn-os/cairn/init/internal/feeder"
 	"github.com/cairn-os/cairn/init/internal/guard"
 	"github.com/cairn-os/cairn/init/internal/system"
 	"github.com/cairn-os/cairn/pkg/cmdline"
 	"github.com/cairn-os/cairn/pkg/initctl"
 	"github.com/cairn-os/cairn/pkg/mount"
 	"github.com/cairn-os/cairn/pkg/power"
+	"github.com/cairn-os/cairn/pkg/watchdog"
 	"golang.org/x/sys/unix"
 )
 
@@ -48,10 +50,16 @@ func machine() {
 	ctx := context.Background()
 	var logger *log.Logger
 	var line cmdline.Line
+	var dog *feeder.Feeder
 	stage, action := "the start", power.Reboot
 	err := guard.Call(func() (err error) {
 		if logger, line, err = early.Prepare(); err != nil {
 			return err
+		}
+		// As early as can be: what hangs before this needs a person.
+		dog = feeder.New(logger.Printf, watchdog.Path)
+		if _, err := dog.Arm(); err != nil {
+			logger.Print(err)
 		}
 		inRAM, err := mount.IsRAM("/")
 		if err != nil {
@@ -59,10 +67,10 @@ func machine() {
 		}
 		if inRAM {
 			stage = "early boot"
-			return early.Run(ctx, logger, line)
+			return early.Run(ctx, logger, line, dog)
 		}
 		stage = "the system"
-		action, err = system.Run(ctx, system.Options{Line: line, Since: bootlog.SincePowerOn, Log: logger, Signals: signals})
+		action, err = system.Run(ctx, system.Options{Line: line, Since: bootlog.SincePowerOn, Log: logger, Signals: signals, Watchdog: dog})
 		return err
 	})
 	if logger == nil {
@@ -70,8 +78,9 @@ func machine() {
 	}
 	if err != nil {
 		action = power.Reboot
-		w := emergency.Waiter{Logf: logger.Printf, Console: console(), Signals: signals}
+		w := emergency.Waiter{Logf: logger.Printf, Console: console(), Signals: signals, Watchdog: dog}
 		w.Wait(ctx, line, stage, err)
+		dog.Stop() // and armed: the restart must not hang either
 		guard.Within(30*time.Second, logger.Printf, "sync", func() error { unix.Sync(); return nil })
 	}
 	logger.Print(guard.Call(action.Do))

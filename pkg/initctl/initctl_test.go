@@ -50,14 +50,43 @@ func (n *node) Reboot() error              { return n.tell("reboot") }
 func (n *node) PowerOff() error            { return n.tell("poweroff") }
 func (n *node) Announce(text, mark string) { n.tell("announce %s as %q", text, mark) }
 
+// slotted is a node with slots, the state of which is on its disk.
+type slotted struct {
+	node
+	state error // why it is not to be believed that the slot is confirmed
+}
+
+func (n *slotted) Confirm() error { return n.state }
+
+func TestConfirm(t *testing.T) {
+	for name, tt := range map[string]struct {
+		h    Handler
+		want string
+	}{
+		"confirmed on the disk": {&slotted{}, ""},
+		"still on trial":        {&slotted{state: errors.New("confirm: the disk says otherwise")}, "init: confirm: the disk says otherwise"},
+		"no slots":              {&node{}, "init: confirm: this node has no slots"},
+	} {
+		err := serveHandler(t, tt.h).Do(t.Context(), Request{Verb: VerbConfirm})
+		if tt.want == "" && err != nil || tt.want != "" && (err == nil || err.Error() != tt.want) {
+			t.Errorf("%s: Do(confirm) = %v; want %q", name, err, tt.want)
+		}
+	}
+}
+
 func serve(t *testing.T) (*node, Client) {
+	t.Helper()
+	n := &node{}
+	return n, serveHandler(t, n)
+}
+
+func serveHandler(t *testing.T, h Handler) Client {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "init.sock")
 	if err := os.WriteFile(path, nil, 0o644); err != nil { // a left-over is replaced
 		t.Fatal(err)
 	}
-	n := &node{}
-	s, err := Listen(path, n, t.Logf)
+	s, err := Listen(path, h, t.Logf)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +98,7 @@ func serve(t *testing.T) (*node, Client) {
 		}
 	})
 	t.Cleanup(func() { cancel(); wg.Wait() })
-	return n, Client{Path: path}
+	return Client{Path: path}
 }
 
 func TestCalls(t *testing.T) {
@@ -180,6 +209,8 @@ func TestParseRequest(t *testing.T) {
 		{in: `{"verb":"status"} {}`, bad: "data after"},
 		{in: `[]`, bad: "bad request"},
 		{in: ``, bad: "bad request"},
+		{in: `{"verb":"confirm"}`, want: Request{Verb: VerbConfirm}},
+		{in: `{"verb":"confirm","text":"b"}`, bad: "with text"},
 	}
 	for _, tt := range tests {
 		got, err := ParseRequest([]byte(tt.in))

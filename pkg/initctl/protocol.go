@@ -1,5 +1,5 @@
 // Package initctl is the control channel of PID 1: how cairnd and cairnctl ask init for its status, and tell it to
-// restart a process or to reboot.
+// restart a process or to reboot, or that the running slot was confirmed.
 //
 // The protocol is JSON lines over a unix stream socket: the client sends one request line, the server answers with one
 // line and closes. It is this small on purpose, because the server lives in PID 1. Only root is served: the socket is
@@ -31,6 +31,9 @@ const (
 	VerbReboot   Verb = "reboot"
 	VerbPowerOff Verb = "poweroff"
 	VerbAnnounce Verb = "announce" // prints a line on the console
+	// VerbConfirm says that the running slot was confirmed, which ends the deadline of its trial. init reads the slot
+	// state itself and believes only that.
+	VerbConfirm Verb = "confirm"
 )
 
 // Request is one line from the client.
@@ -77,7 +80,7 @@ func ParseRequest(line []byte) (Request, error) {
 func (r Request) check() error {
 	var process, text bool
 	switch r.Verb {
-	case VerbStatus, VerbReboot, VerbPowerOff:
+	case VerbStatus, VerbReboot, VerbPowerOff, VerbConfirm:
 	case VerbStart, VerbStop, VerbRestart:
 		process = true
 	case VerbAnnounce:

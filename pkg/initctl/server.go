@@ -33,6 +33,15 @@ type Handler interface {
 	Announce(text, mark string)
 }
 
+// Confirmer is a Handler of a machine with slots.
+type Confirmer interface {
+	// Confirm ends the deadline of a trial when the slot state on the disk says that the running slot is confirmed, and
+	// is an error otherwise. Where nothing is on trial it changes nothing. It may take some seconds: the disk is asked.
+	Confirm() error
+}
+
+var errNoSlots = errors.New("confirm: this node has no slots")
+
 // Server answers clients on a unix socket.
 type Server struct {
 	ln   *net.UnixListener
@@ -171,6 +180,11 @@ func (s *Server) perform(req Request) (response, error) {
 	case VerbAnnounce:
 		s.h.Announce(req.Text, req.Mark)
 		return response{}, nil
+	case VerbConfirm:
+		if c, ok := s.h.(Confirmer); ok {
+			return response{}, c.Confirm()
+		}
+		return response{}, errNoSlots
 	default:
 		return response{}, fmt.Errorf("%w: unknown verb %q", ErrRequest, req.Verb)
 	}

@@ -16,6 +16,7 @@ type Status struct {
 	Role      string    `json:"role,omitempty"`   // server, agent or witness; a witness has no Node
 	Server    string    `json:"server,omitempty"` // host:port of the server that the machine joins by; empty on the first
 	Slot      Slot      `json:"slot"`
+	Trial     *Trial    `json:"trial,omitempty"` // nil unless the running slot is on trial
 	Release   Release   `json:"release"`
 	UptimeS   Seconds   `json:"uptime_s"`
 	Phases    []Phase   `json:"phases"`
@@ -24,6 +25,7 @@ type Status struct {
 	Node      *Node     `json:"node,omitempty"`
 	Clock     *Clock    `json:"clock,omitempty"`
 	Timeline  []Mark    `json:"timeline"`
+	Watchdog  *Watchdog `json:"watchdog,omitempty"` // nil when the machine has none, or none that is armed
 }
 
 // MarshalJSON writes empty lists as [], never as null, for the sake of scripts.
@@ -52,6 +54,21 @@ const (
 	SlotTrial     SlotState = "trial"
 	SlotUnknown   SlotState = "unknown"
 )
+
+// Trial is what is left to a slot on trial.
+type Trial struct {
+	TriesLeft int     `json:"tries_left"` // boots after this one
+	DeadlineS Seconds `json:"deadline_s"` // since power-on, like UptimeS: not confirmed by then, init goes back
+}
+
+// Watchdog is the hardware that resets the machine when init does not feed it.
+type Watchdog struct {
+	Name     string  `json:"name,omitempty"` // as its driver calls it
+	TimeoutS Seconds `json:"timeout_s"`
+	// CausedReset says that it is what last reset the machine: the boot before this one ended in a hang. Many drivers
+	// do not know, Intel's among them, so that false says nothing.
+	CausedReset bool `json:"caused_reset"`
+}
 
 // Release is the version of the running root. Its fields are release.Info's, so one converts to the other.
 type Release struct {

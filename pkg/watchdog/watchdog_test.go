@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // fake is a plain file: it records what is written and knows no ioctl, like the simplest drivers.
@@ -79,5 +81,57 @@ func TestRunStopsWhenNotAlive(t *testing.T) {
 func TestMissing(t *testing.T) {
 	if _, err := Open(filepath.Join(t.TempDir(), "none"), time.Minute); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Open() = %v; want not exist", err)
+	}
+}
+
+// TestHandOn: the next program finds the watchdog open and armed, and what that one starts does not get it.
+func TestHandOn(t *testing.T) {
+	path := fake(t)
+	w, err := Open(path, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.HandOn(); err != nil {
+		t.Fatal(err)
+	}
+	flags, err := unix.FcntlInt(w.file.Fd(), unix.F_GETFD, 0)
+	if err != nil || flags&unix.FD_CLOEXEC != 0 {
+		t.Errorf("descriptor flags %#x, %v; want one that stays open", flags, err)
+	}
+	// The same process stands for the next program: what counts is what /proc says.
+	heir, err := Inherit("/proc/self/fd", path, time.Minute)
+	if err != nil || heir == nil {
+		t.Fatalf("Inherit() = %v, %v; want the watchdog", heir, err)
+	}
+	if flags, err := unix.FcntlInt(heir.file.Fd(), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+		t.Errorf("descriptor flags %#x, %v; want one that children do not get", flags, err)
+	}
+	if err := heir.Feed(); err != nil {
+		t.Fatal(err)
+	}
+	if got := content(t, path); got != "11" {
+		t.Errorf("the watchdog got %q; want 11 and no disarming", got)
+	}
+	if other, err := Inherit("/proc/self/fd", filepath.Join(t.TempDir(), "none"), time.Minute); other != nil || err != nil {
+		t.Errorf("Inherit() of what nobody opened = %v, %v; want nothing", other, err)
+	}
+	if _, err := w.BootStatus(); err == nil {
+		t.Error("BootStatus of a plain file succeeded")
+	}
+	if name := w.Name(); name != "" {
+		t.Errorf("Name() of a plain file = %q", name)
+	}
+}
+
+// TestRequests holds the numbers of <linux/watchdog.h> against the way in which <asm-generic/ioctl.h> makes them.
+func TestRequests(t *testing.T) {
+	const write, read = 1, 2
+	ioc := func(dir, nr, size uint32) uint32 { return dir<<30 | size<<16 | 'W'<<8 | nr }
+	for got, want := range map[uint32]uint32{
+		getSupport: ioc(read, 0, 40), getBootStatus: ioc(read, 2, 4), setTimeout: ioc(read|write, 6, 4), getTimeout: ioc(read, 7, 4),
+	} {
+		if got != want {
+			t.Errorf("request %#x; want %#x", got, want)
+		}
 	}
 }

@@ -31,12 +31,12 @@ func TestMounts(t *testing.T) {
 // TestRunWithoutEntry ends before anything of the machine is touched.
 func TestRunWithoutEntry(t *testing.T) {
 	var out strings.Builder
-	err := Run(t.Context(), log.New(&out, "", 0), cmdline.Parse("panic=10 cairn.slot=a"))
+	err := Run(t.Context(), log.New(&out, "", 0), cmdline.Parse("panic=10 cairn.slot=a"), nil)
 	var failed *sequence.Error
 	if !errors.Is(err, entry.ErrMissing) || !errors.As(err, &failed) || failed.Phase != "boot entry" {
 		t.Errorf("Run() = %v; want ErrMissing in phase boot entry", err)
 	}
-	if !strings.Contains(out.String(), "phase 1/4 boot entry") {
+	if !strings.Contains(out.String(), "phase 1/5 boot entry") {
 		t.Errorf("the console said %q", out.String())
 	}
 }

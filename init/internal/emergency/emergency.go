@@ -13,13 +13,41 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cairn-os/cairn/init/internal/feeder"
 	"github.com/cairn-os/cairn/init/internal/guard"
 	"github.com/cairn-os/cairn/pkg/cmdline"
 	"github.com/cairn-os/cairn/pkg/sequence"
 )
 
-// RestartAfter is how long the screen stays. Three tries of a slot on trial then take a few minutes at most.
-const RestartAfter = time.Minute
+// RestartAfter is how long the screen stays. On trial it is shorter: nobody needs to do anything, and the shop should
+// have its old version back soon.
+const (
+	RestartAfter      = time.Minute
+	TrialRestartAfter = 10 * time.Second
+)
+
+// OnTrial is a failure of a slot on trial.
+type OnTrial struct {
+	Err       error
+	TriesLeft int // boots after this one
+}
+
+func (e OnTrial) Error() string { return e.Err.Error() }
+
+// Unwrap returns what failed.
+func (e OnTrial) Unwrap() error { return e.Err }
+
+// advice says what happens next.
+func (e OnTrial) advice() string {
+	const back = "Nothing. This version was on trial, and the old one comes back by itself"
+	switch e.TriesLeft {
+	case 0:
+		return back + " with the next start."
+	case 1:
+		return back + ", after one more try."
+	}
+	return fmt.Sprintf("%s, after %d more tries at most.", back, e.TriesLeft)
+}
 
 // advice says per phase what the owner can do.
 var advice = map[string]string{
@@ -45,6 +73,9 @@ func Screen(stage string, err error) string {
 	if !ok {
 		todo = noAdvice
 	}
+	if trial := (OnTrial{}); errors.As(err, &trial) {
+		todo = trial.advice()
+	}
 	var b strings.Builder
 	b.WriteString("================ CAIRN CANNOT START ================\n")
 	fmt.Fprintf(&b, "What failed: phase %q of %s\n", phase, stage)
@@ -68,7 +99,23 @@ type Waiter struct {
 	Console io.Reader
 	// Signals end the wait: Ctrl-Alt-Del and the power button's.
 	Signals <-chan os.Signal
-	After   time.Duration // 0: RestartAfter
+	After   time.Duration // 0: RestartAfter, or TrialRestartAfter
+	// Watchdog is fed meanwhile; nil: none.
+	Watchdog *feeder.Feeder
+}
+
+// after is how long the screen of err stays; 0: until somebody asks for the restart.
+func (w Waiter) after(line cmdline.Line, err error) time.Duration {
+	if how, _ := line.Get("cairn.emergency"); how == "wait" {
+		return 0
+	}
+	if w.After != 0 {
+		return w.After
+	}
+	if trial := (OnTrial{}); errors.As(err, &trial) {
+		return TrialRestartAfter
+	}
+	return RestartAfter
 }
 
 // Wait prints the screen and returns when the machine shall start again. With cairn.emergency=wait on the command
@@ -77,17 +124,15 @@ func (w Waiter) Wait(ctx context.Context, line cmdline.Line, stage string, err e
 	for text := range strings.SplitSeq(Screen(stage, err), "\n") {
 		w.Logf("%s", text)
 	}
-	after := w.After
-	if after == 0 {
-		after = RestartAfter
-	}
 	var expired <-chan time.Time
-	if how, _ := line.Get("cairn.emergency"); how == "wait" {
+	if after := w.after(line, err); after == 0 {
 		w.Logf("Press Enter or Ctrl-Alt-Del to restart.")
 	} else {
 		timer := time.NewTimer(after)
 		defer timer.Stop()
 		expired = timer.C
+		// Should even this screen hang, the watchdog ends it.
+		w.Watchdog.EndAfter(after + feeder.Timeout)
 		w.Logf("The machine restarts in %v, or when Enter or Ctrl-Alt-Del is pressed.", after)
 	}
 	select {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cairn-os/cairn/pkg/cmdline"
@@ -27,6 +28,34 @@ What to do: Correct the configuration: on the card's first partition (CAIRN_SYS)
 	}
 	if got := Screen("the system", errors.New("a bug in init")); !strings.Contains(got, "a bug in init") || !strings.Contains(got, noAdvice) {
 		t.Errorf("Screen of an unknown failure = %q", got)
+	}
+}
+
+// TestScreenOnTrial: whatever failed, nobody needs to do anything.
+func TestScreenOnTrial(t *testing.T) {
+	failed := &sequence.Error{Phase: "verity", Number: 4, Total: 5, Err: errors.New("CAIRN_ROOT_B (/dev/vda5): damaged")}
+	for left, want := range map[int]string{0: "with the next start.", 1: "after one more try.", 2: "after 2 more tries at most."} {
+		got := Screen("early boot", OnTrial{Err: failed, TriesLeft: left})
+		if !strings.Contains(got, "the old one comes back by itself") || !strings.Contains(got, want) || !strings.Contains(got, `phase "verity"`) {
+			t.Errorf("Screen with %d tries left:\n%s", left, got)
+		}
+		if strings.Contains(got, advice["verity"]) {
+			t.Errorf("Screen with %d tries left sends somebody to the machine:\n%s", left, got)
+		}
+	}
+}
+
+// TestHowLong goes by a fake clock.
+func TestHowLong(t *testing.T) {
+	failed := errors.New("x")
+	for want, err := range map[time.Duration]error{time.Minute: failed, 10 * time.Second: fmt.Errorf("boot: %w", OnTrial{Err: failed})} {
+		synctest.Test(t, func(t *testing.T) {
+			begin := time.Now()
+			Waiter{Logf: t.Logf}.Wait(t.Context(), cmdline.Line{}, "early boot", err)
+			if took := time.Since(begin); took != want {
+				t.Errorf("the screen of %#v stayed %v; want %v", err, took, want)
+			}
+		})
 	}
 }
 

@@ -31,6 +31,7 @@ func (m *machine) loadConfig(context.Context) error {
 		return err
 	}
 	m.config = c
+	m.setDeadline(c.Cairn.Health.Deadline())
 	return nil
 }
 

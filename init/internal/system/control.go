@@ -19,7 +19,7 @@ func (h handler) Status() status.Status {
 	m := h.m
 	m.mu.Lock()
 	s := status.Status{
-		Hostname: m.hostname, Slot: m.slot, Release: status.Release(m.release), UptimeS: status.InSeconds(m.opt.Since()),
+		Hostname: m.hostname, Slot: m.slot, Trial: m.trialStatus(), Release: status.Release(m.release), UptimeS: status.InSeconds(m.opt.Since()),
 		Phases: slices.Clone(m.phases), Timeline: slices.Clone(m.marks),
 	}
 	if m.config != nil { // set before the socket listens
@@ -27,6 +27,7 @@ func (h handler) Status() status.Status {
 	}
 	supervisor, net := m.supervisor, m.network
 	m.mu.Unlock()
+	s.Watchdog = m.opt.Watchdog.Status()
 	s.Addresses = net.addresses()
 	if supervisor != nil {
 		s.Processes = supervisor.Status()
@@ -68,6 +69,8 @@ func (h handler) PowerOff() error {
 	h.m.request(power.PowerOff)
 	return nil
 }
+
+func (h handler) Confirm() error { return h.m.confirm() }
 
 func (h handler) Announce(text, mark string) {
 	h.m.log.Print(text)

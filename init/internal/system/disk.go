@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/cairn-os/cairn/init/internal/bootdisk"
 	"github.com/cairn-os/cairn/init/internal/entry"
+	"github.com/cairn-os/cairn/init/internal/trial"
 	"github.com/cairn-os/cairn/pkg/blockdev"
 	"github.com/cairn-os/cairn/pkg/mount"
 	"github.com/cairn-os/cairn/pkg/partition"
@@ -35,7 +35,9 @@ func (m *machine) findBootDisk(ctx context.Context) error {
 	if m.data, err = blockdev.ByName(devices, disk, partition.Data); err != nil {
 		return err
 	}
+	m.mu.Lock()
 	m.slot = status.Slot{Name: e.Slot, State: status.SlotUnknown}
+	m.mu.Unlock()
 	system, err := blockdev.ByName(devices, disk, partition.System)
 	if err != nil {
 		return err
@@ -48,29 +50,8 @@ func (m *machine) findBootDisk(ctx context.Context) error {
 		m.seedErr = err
 		return nil
 	}
-	m.slot.State = slotState(systemMount, slot.Slot(e.Slot), m.log.Printf)
+	m.beginTrial(trial.At(systemMount), slot.Slot(e.Slot))
 	return nil
-}
-
-// slotState reads from the selector's two copies whether the running slot is on trial.
-func slotState(dir string, running slot.Slot, logf func(string, ...any)) status.SlotState {
-	var copies [2][]byte
-	for i := range copies {
-		data, err := os.ReadFile(filepath.Join(dir, "cairn", fmt.Sprintf("state%d.env", i+1)))
-		if err != nil {
-			logf("boot selector's state: %v", err)
-		}
-		copies[i] = data
-	}
-	state, _, err := slot.Choose(copies[0], copies[1])
-	switch {
-	case err != nil:
-		logf("boot selector's state: %v", err)
-		return status.SlotUnknown
-	case state.Trial == running:
-		return status.SlotTrial
-	}
-	return status.SlotConfirmed
 }
 
 // mountData grows the data partition to the disk's end, checks its file system, mounts it and grows that as well. Each

@@ -51,7 +51,7 @@ type directory struct {
 func directories() []directory {
 	return []directory{
 		{"/var/lib/cairn", 0o700}, {"/var/lib/cairn/config", 0o700}, {"/var/lib/cairn/config.d", 0o700},
-		{"/var/lib/cairn/images", 0o700}, {"/var/lib/cairn/ssh", 0o700}, {"/var/lib/cairn/network", 0o700},
+		{"/var/lib/cairn/images", 0o700}, {"/var/lib/cairn/ssh", 0o700}, {crashDir, 0o700}, {"/var/lib/cairn/network", 0o700},
 		{"/var/lib/cairn/store", 0o700}, {"/var/lib/cairn/server", 0o700}, {"/var/lib/cairn/node", 0o700}, {"/var/lib/cairn/containerd", 0o700},
 		{"/var/lib/kubelet", 0o700}, {"/var/log", 0o755}, {"/var/log/pods", 0o755}, {"/var/log/containers", 0o755},
 		{"/var/cache", 0o755}, {"/var/tmp", 0o1777}, {"/var/home", 0o755}, {"/var/opt", 0o755}, {"/var/local", 0o755},

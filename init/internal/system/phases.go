@@ -3,9 +3,9 @@ package system
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"time"
 
+	"github.com/cairn-os/cairn/init/internal/feeder"
 	"github.com/cairn-os/cairn/init/internal/guard"
 	"github.com/cairn-os/cairn/pkg/kmsg"
 	"github.com/cairn-os/cairn/pkg/mount"
@@ -15,11 +15,9 @@ import (
 	"github.com/cairn-os/cairn/pkg/reset"
 	"github.com/cairn-os/cairn/pkg/sequence"
 	"github.com/cairn-os/cairn/pkg/sysctl"
-	"github.com/cairn-os/cairn/pkg/watchdog"
 )
 
 const (
-	watchdogTimeout = 60 * time.Second
 	// commandTimeout bounds run_cmd as a whole: a command that hangs must not keep a shop closed.
 	commandTimeout = 10 * time.Minute
 	networkTimeout = 30 * time.Second
@@ -45,6 +43,7 @@ func (m *machine) bootPhases() []sequence.Phase {
 		{Name: "reset", Run: m.reset, Timeout: resetTimeout},
 		{Name: "clock", Run: m.setClock, Timeout: 30 * time.Second, Policy: sequence.Report, RunWhen: hardware},
 		{Name: "directories", Run: m.makeDirectories, Timeout: time.Minute},
+		{Name: "crash logs", Run: m.keepCrashLogs, Timeout: time.Minute, Policy: sequence.Report, RunWhen: hardware},
 		{Name: "etc", Run: m.mountEtc, Timeout: 30 * time.Second, RunWhen: hardware},
 		{Name: "config", Run: m.loadConfig, Timeout: time.Minute},
 		{Name: "modules", Run: m.loadModules, Timeout: 2 * time.Minute, Policy: sequence.Report, RunWhen: hardware},
@@ -86,24 +85,19 @@ func (m *machine) reset(context.Context) error {
 	return err
 }
 
-// armWatchdog opens the hardware watchdog. From here to the supervisor only a stuck kernel or PID 1 stops the feeding;
-// after that the supervisor must be alive, too.
-func (m *machine) armWatchdog(ctx context.Context) error {
-	w, err := watchdog.Open(watchdog.Path, watchdogTimeout)
-	if errors.Is(err, fs.ErrNotExist) {
-		m.log.Print("no hardware watchdog: a hang will need a person")
-		return nil
-	}
-	if err != nil {
+// armWatchdog says what became of the watchdog that the early stage armed, and tries once more when there was none: its
+// driver may have been slow. From here to the supervisor only a stuck kernel or PID 1 stops the feeding; after that the
+// supervisor must be alive, too.
+func (m *machine) armWatchdog(context.Context) error {
+	found, err := m.opt.Watchdog.Arm()
+	switch {
+	case err != nil:
 		return err
+	case !found:
+		m.log.Print("no hardware watchdog: a hang will need a person")
+	default:
+		m.log.Printf("%v is fed", m.opt.Watchdog)
 	}
-	// Not the phase's context, which ends with the phase.
-	feeding, stop := context.WithCancel(context.WithoutCancel(ctx))
-	fed := m.background("watchdog", func() error {
-		return ended(feeding, w.Run(feeding, func(context.Context) error { return m.alive() }))
-	})
-	// Disarming comes after the last feeding, which would arm it again.
-	m.disarm = func() error { stop(); <-fed; return w.Disarm() }
 	return nil
 }
 
@@ -111,7 +105,7 @@ func (m *machine) alive() error {
 	m.mu.Lock()
 	s := m.supervisor
 	m.mu.Unlock()
-	if s != nil && !s.Healthy(watchdogTimeout/2) {
+	if s != nil && !s.Healthy(feeder.Timeout/2) {
 		return errors.New("the supervisor is stuck")
 	}
 	return nil

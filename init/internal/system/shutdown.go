@@ -27,18 +27,24 @@ const (
 	killWait   = 2 * time.Second
 )
 
+// shutdownLimit is longer than all steps of a shutdown with their limits. After it the watchdog is fed no more.
+const shutdownLimit = 6 * time.Minute
+
 // shutdown takes the node down: services in the reverse order of their start, then pods, then file systems. Nothing here
-// may keep it from ending: every step is reported and passed over when it fails.
+// may keep it from ending: every step is reported and passed over when it fails, and what hangs all the same is ended by
+// the watchdog.
 func (m *machine) shutdown(ctx context.Context, action power.Action) {
+	m.opt.Watchdog.EndAfter(shutdownLimit)
+	m.stopDeadline()
 	m.log.Printf("shutting down: %v", action)
 	runner := sequence.Runner{Logf: m.log.Printf}
-	if _, err := runner.Run(context.WithoutCancel(ctx), m.shutdownPhases()); err != nil {
+	if _, err := runner.Run(context.WithoutCancel(ctx), m.shutdownPhases(action)); err != nil {
 		m.log.Print(err)
 	}
 	m.log.Printf("the node is down: %v", action)
 }
 
-func (m *machine) shutdownPhases() []sequence.Phase {
+func (m *machine) shutdownPhases(action power.Action) []sequence.Phase {
 	hardware := func() bool { return !m.opt.Container }
 	return []sequence.Phase{
 		{Name: "stop services", Policy: sequence.Report, Timeout: 90 * time.Second, Run: func(context.Context) error {
@@ -58,13 +64,19 @@ func (m *machine) shutdownPhases() []sequence.Phase {
 			unix.Sync()
 			return nil
 		}},
+		// As late as can be, so that what the services said of their end is on the disk, too.
+		{Name: "roll back", Policy: sequence.Report, Timeout: 30 * time.Second, RunWhen: m.overdueNow, Run: m.rollBack},
 		{Name: "unmount", Policy: sequence.Report, Timeout: 60 * time.Second, RunWhen: hardware, Run: func(context.Context) error {
 			err := mount.UnmountAll(m.log.Printf)
 			unix.Sync()
 			return err
 		}},
-		{Name: "disarm watchdog", Policy: sequence.Report, Timeout: 10 * time.Second, RunWhen: func() bool { return m.disarm != nil }, Run: func(context.Context) error {
-			return m.disarm()
+		{Name: "watchdog", Policy: sequence.Report, Timeout: 10 * time.Second, RunWhen: hardware, Run: func(context.Context) error {
+			if action == power.Reboot { // armed: a restart that hangs is ended, too
+				m.opt.Watchdog.Stop()
+				return nil
+			}
+			return m.opt.Watchdog.Disarm()
 		}},
 	}
 }

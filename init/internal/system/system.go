@@ -6,7 +6,6 @@ package system
 
 import (
 	"context"
-	"errors"
 	"log"
 	"os"
 	"strings"
@@ -14,6 +13,8 @@ import (
 	"time"
 
 	"github.com/cairn-os/cairn/init/internal/bootlog"
+	"github.com/cairn-os/cairn/init/internal/feeder"
+	"github.com/cairn-os/cairn/init/internal/trial"
 	"github.com/cairn-os/cairn/pkg/blockdev"
 	"github.com/cairn-os/cairn/pkg/cmdline"
 	"github.com/cairn-os/cairn/pkg/config"
@@ -22,6 +23,7 @@ import (
 	"github.com/cairn-os/cairn/pkg/reaper"
 	"github.com/cairn-os/cairn/pkg/release"
 	"github.com/cairn-os/cairn/pkg/sequence"
+	"github.com/cairn-os/cairn/pkg/slot"
 	"github.com/cairn-os/cairn/pkg/status"
 	"github.com/cairn-os/cairn/pkg/supervise"
 )
@@ -36,6 +38,8 @@ type Options struct {
 	Log   *log.Logger
 	// Signals are what asks the node to stop.
 	Signals <-chan os.Signal
+	// Watchdog is the machine's, armed when there is one; nil in a container.
+	Watchdog *feeder.Feeder
 }
 
 // machine is the state of the stage. Phases run one after the other and own it until the services start; what is used
@@ -45,21 +49,25 @@ type machine struct {
 	log      *log.Logger
 	reaper   *reaper.Reaper
 	release  release.Info
-	slot     status.Slot
 	disk     string // the boot disk: "vda"; empty in a container
 	data     blockdev.Device
 	modules  *module.Loader // nil: nothing to load
 	seedErr  error          // why CAIRN_SYS could not be read
 	config   *config.Config
 	hostname string
-	disarm   func() error // of the watchdog; nil without one
 	requests chan power.Action
+	abort    context.CancelCauseFunc // ends the boot; nothing once it is over
 
 	mu         sync.Mutex // guards what follows
 	phases     []status.Phase
 	supervisor *supervise.Supervisor // nil until its phase
 	network    *keeper               // nil until its phase
 	marks      []status.Mark
+	slot       status.Slot
+	trial      *trial.Trial  // nil: the slot is not on trial, or was confirmed since
+	deadline   time.Duration // of the trial, since power-on
+	timer      *time.Timer   // for it; nil until there is a trial
+	expired    bool          // it passed: the slot state is to be rolled back
 
 	stopServices func() // ends the supervisor and waits for it; nil until its phase
 }
@@ -75,11 +83,16 @@ func Run(ctx context.Context, opt Options) (power.Action, error) {
 	}
 	m := &machine{opt: opt, log: opt.Log, reaper: r, requests: make(chan power.Action, 4)}
 	m.background("reaper", func() error { r.Serve(ctx); return nil })
-	if err := m.boot(ctx); err != nil {
-		if m.disarm != nil { // the emergency screen stays longer than the watchdog waits
-			err = errors.Join(err, m.disarm())
+	opt.Watchdog.Ask(m.alive)
+	booting, abort := context.WithCancelCause(ctx)
+	defer abort(nil)
+	m.abort = abort
+	if err := m.boot(booting); err != nil {
+		m.stopDeadline()
+		if !m.overdueNow() {
+			return power.None, m.failed(err)
 		}
-		return power.None, err
+		m.log.Print(m.failed(overdue(err))) // and no screen: the old version shall be back soon
 	}
 	action := m.wait()
 	m.shutdown(ctx, action)
@@ -101,6 +114,7 @@ func (m *machine) boot(ctx context.Context) error {
 	if _, err := runner.Run(ctx, m.bootPhases()); err != nil {
 		return err
 	}
+	m.current().Reached(slot.StageServices)
 	m.banner()
 	return nil
 }
@@ -114,8 +128,11 @@ func (m *machine) banner() {
 	if len(where) == 0 {
 		where = []string{"no address yet"}
 	}
+	m.mu.Lock()
+	running := m.slot
+	m.mu.Unlock()
 	m.log.Printf("Cairn %s, node %s, slot %s (%s), %s: services started %v after power-on", m.release.Version, m.hostname,
-		orNone(m.slot.Name), m.slot.State, strings.Join(where, ", "), m.opt.Since().Round(10*time.Millisecond))
+		orNone(running.Name), running.State, strings.Join(where, ", "), m.opt.Since().Round(10*time.Millisecond))
 }
 
 func orNone(s string) string {

@@ -11,8 +11,6 @@ import (
 	"github.com/cairn-os/cairn/pkg/power"
 	"github.com/cairn-os/cairn/pkg/reaper"
 	"github.com/cairn-os/cairn/pkg/sequence"
-	"github.com/cairn-os/cairn/pkg/slot"
-	"github.com/cairn-os/cairn/pkg/status"
 	"github.com/cairn-os/cairn/pkg/uevent"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -43,7 +41,7 @@ func TestPhases(t *testing.T) {
 	var b strings.Builder
 	for _, container := range []bool{false, true} {
 		m := &machine{opt: Options{Container: container}}
-		for _, list := range [][]sequence.Phase{m.bootPhases(), m.shutdownPhases()} {
+		for _, list := range [][]sequence.Phase{m.bootPhases(), m.shutdownPhases(power.Reboot)} {
 			for _, p := range list {
 				if p.Timeout == 0 {
 					t.Errorf("phase %s may hang for ever", p.Name)
@@ -156,41 +154,6 @@ func TestFsckVerdict(t *testing.T) {
 	for exit, want := range tests {
 		if got := fsckVerdict(exit); got != want {
 			t.Errorf("fsckVerdict(%v) = %v; want %v", exit, got, want)
-		}
-	}
-}
-
-func TestSlotState(t *testing.T) {
-	write := func(t *testing.T, s slot.State) string {
-		dir := t.TempDir()
-		if err := os.Mkdir(dir+"/cairn", 0o755); err != nil {
-			t.Fatal(err)
-		}
-		data, err := s.Encode()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(dir+"/cairn/state2.env", data, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return dir
-	}
-	confirmed := slot.New(slot.A)
-	trial, err := confirmed.Arm(slot.B, 3)
-	if err != nil {
-		t.Fatal(err)
-	}
-	logf := func(string, ...any) {}
-	for _, tt := range []struct {
-		dir     string
-		running slot.Slot
-		want    status.SlotState
-	}{
-		{write(t, confirmed), slot.A, status.SlotConfirmed}, {write(t, trial), slot.B, status.SlotTrial},
-		{write(t, trial), slot.A, status.SlotConfirmed}, {t.TempDir(), slot.A, status.SlotUnknown},
-	} {
-		if got := slotState(tt.dir, tt.running, logf); got != tt.want {
-			t.Errorf("slotState(%s) = %v; want %v", tt.running, got, tt.want)
 		}
 	}
 }

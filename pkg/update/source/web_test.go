@@ -169,7 +169,9 @@ func TestServers(t *testing.T) {
 		{name: "403", kind: source.ErrRefused, text: "password", serve: func(w http.ResponseWriter, r *http.Request, n int) { http.Error(w, "no", http.StatusForbidden) }},
 		{name: "407", kind: source.ErrRefused, text: "proxy", serve: func(w http.ResponseWriter, r *http.Request, n int) { http.Error(w, "no", http.StatusProxyAuthRequired) }},
 		{name: "418", text: "status 418", serve: func(w http.ResponseWriter, r *http.Request, n int) { http.Error(w, "no", http.StatusTeapot) }},
-		{name: "511", kind: source.ErrWebPage, text: "captive portal", serve: func(w http.ResponseWriter, r *http.Request, n int) { http.Error(w, "no", http.StatusNetworkAuthenticationRequired) }},
+		{name: "511", kind: source.ErrWebPage, text: "captive portal", serve: func(w http.ResponseWriter, r *http.Request, n int) {
+			http.Error(w, "no", http.StatusNetworkAuthenticationRequired)
+		}},
 		{name: "web page", kind: source.ErrWebPage, text: "captive portal", serve: func(w http.ResponseWriter, r *http.Request, n int) { page(w, welcome) }},
 		{name: "long web page", kind: source.ErrWebPage, text: "captive portal", serve: func(w http.ResponseWriter, r *http.Request, n int) {
 			page(w, welcome+strings.Repeat(".", 2*limit))
