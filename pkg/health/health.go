@@ -61,10 +61,10 @@ type Verdict struct {
 // Progress is told while a trial runs.
 type Progress struct {
 	// Text is one line: "waiting for: critical pods shop app=till: till-x: CrashLoopBackOff".
-	Text   string
-	Checks []Check
+	Text   string  `json:"text"`
+	Checks []Check `json:"checks"`
 	// Left is the time until the deadline.
-	Left time.Duration
+	Left time.Duration `json:"left_ns"`
 }
 
 // Store is what the store's process tells of itself and of its cluster.

@@ -42,6 +42,7 @@ type Options struct {
 	NTPServers []string
 	KeepTime   bool   // false where the clock is another's: in container mode
 	TimeStamp  string // path of the file that keeps the time for the next boot; needed with KeepTime
+	Upgrades   Upgrades
 	Log        *slog.Logger
 }
 
@@ -104,10 +105,18 @@ func (m *Machine) Run(ctx context.Context) error {
 			})
 		})
 	}
+	api := &adminapi.Server{Init: m.init, Status: m.Status, LogDir: m.opt.LogDir, Log: m.opt.Log}
+	manager, err := m.newUpgrades(ctx)
+	if err != nil {
+		m.opt.Log.Error("this machine cannot be upgraded", "error", err)
+	}
+	if manager != nil {
+		api.Upgrades = manager
+		wg.Go(func() { manager.Run(ctx, m.opt.Upgrades.Upgrade) })
+	}
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		m.opt.Log.Warn("notify readiness", "error", err)
 	}
-	api := &adminapi.Server{Init: m.init, Status: m.Status, LogDir: m.opt.LogDir, Log: m.opt.Log}
 	return api.Serve(ctx, ln)
 }
 

@@ -13,33 +13,34 @@ import (
 	"github.com/cairn-os/cairn/pkg/update/history"
 )
 
-// Plan is what a run does, or would do.
+// Plan is what a run does, or would do. Its JSON field names are stable, as those of the types in it.
 type Plan struct {
-	From, To release.Info
-	Slot     slot.Slot // the one that is written
+	From release.Info `json:"from"`
+	To   release.Info `json:"to"`
+	Slot slot.Slot    `json:"slot"` // the one that is written
 	// Current says that To runs already and there is nothing to do.
-	Current bool
+	Current bool `json:"current,omitempty"`
 	// Refused are the reasons why the machine must not go to To now; the rest of the plan is empty then.
-	Refused []string
+	Refused []string `json:"refused,omitempty"`
 	// Resumes is the attempt that goes on; "" when a new one begins.
-	Resumes string
-	Images  []ImagePlan
+	Resumes string      `json:"resumes,omitempty"`
+	Images  []ImagePlan `json:"images,omitempty"`
 	// Estimated says that the release does not tell its chunks' sizes, so Download is an upper bound.
-	Estimated bool
-	NoReboot  bool
+	Estimated bool `json:"estimated,omitempty"`
+	NoReboot  bool `json:"no_reboot,omitempty"`
 }
 
 // ImagePlan counts the bytes of one image.
 type ImagePlan struct {
-	Name     string
-	Size     int64 // of the image
-	Present  int64 // in place already
-	Zero     int64 // that are zero
-	Reuse    int64 // taken from the running slot
-	Fetch    int64 // that have to come from the source
-	Download int64 // what Fetch is over the line
-	Deltas   int   // chunks that come as deltas
-	Chunks   int   // chunks that come whole
+	Name     string `json:"name"`
+	Size     int64  `json:"size"`     // of the image
+	Present  int64  `json:"present"`  // in place already
+	Zero     int64  `json:"zero"`     // that are zero
+	Reuse    int64  `json:"reuse"`    // taken from the running slot
+	Fetch    int64  `json:"fetch"`    // that have to come from the source
+	Download int64  `json:"download"` // what Fetch is over the line
+	Deltas   int    `json:"deltas"`   // chunks that come as deltas
+	Chunks   int    `json:"chunks"`   // chunks that come whole
 }
 
 // Download is what is left to fetch, in bytes over the line.

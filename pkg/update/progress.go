@@ -8,10 +8,11 @@ import (
 
 // Progress is where a run is.
 type Progress struct {
-	Step string // in words, such as "write root"
+	Step string `json:"step"` // in words, such as "write root"
 	// Done and Total count the step's bytes; both 0 where there is nothing to count.
-	Done, Total int64
-	Transfer    history.Transfer
+	Done     int64            `json:"done,omitempty"`
+	Total    int64            `json:"total,omitempty"`
+	Transfer history.Transfer `json:"transfer"`
 }
 
 // String is the progress in one line.

@@ -51,7 +51,8 @@ func run(ctx context.Context, stderr io.Writer, args []string) error {
 		cfg = &config.Config{}
 	}
 	kubelet := "/run/cairn/node/kubelet-client.kubeconfig"
-	if membership.RoleOf(membership.Path, membership.Role(cfg.EffectiveRole())) == membership.Witness {
+	role := membership.RoleOf(membership.Path, membership.Role(cfg.EffectiveRole()))
+	if role == membership.Witness {
 		kubelet = "" // it is no node of Kubernetes
 	}
 	host, err := os.Hostname() // init has set it, from the configuration or the machine's own
@@ -61,6 +62,9 @@ func run(ctx context.Context, stderr io.Writer, args []string) error {
 	m, err := machine.New(machine.Options{
 		Node: host, Kubeconfig: kubelet, Membership: membership.Path, Socket: adminapi.Path, InitSocket: initctl.Path,
 		LogDir: logfile.Dir, NTPServers: cfg.Cairn.NTPServers, KeepTime: *keepTime, TimeStamp: stamp.Path,
+		Upgrades: machine.Upgrades{
+			Upgrade: cfg.Cairn.Upgrade, Health: cfg.Cairn.Health, Server: role == membership.Server, Witness: role == membership.Witness,
+		},
 		Log: slog.New(slog.NewTextHandler(stderr, nil)),
 	})
 	if err != nil {

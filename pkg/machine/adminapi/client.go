@@ -84,7 +84,12 @@ func (c *Client) Do(ctx context.Context, req initctl.Request) error {
 
 // do makes a request; path is escaped. An answer that is no success is a *RemoteError.
 func (c *Client) do(ctx context.Context, method, path string, query url.Values) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://cairnd"+path+"?"+query.Encode(), nil)
+	return c.send(ctx, method, path+"?"+query.Encode(), nil)
+}
+
+// send is do with a body.
+func (c *Client) send(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://cairnd"+path, body)
 	if err != nil {
 		return nil, fmt.Errorf("request: %w", err)
 	}

@@ -4,6 +4,12 @@
 //	GET  /v1/logs/<process>?lines=N&follow=1  its log as text; follow streams until the client leaves
 //	POST /v1/processes/<process>/restart    also start, stop
 //	POST /v1/reboot, POST /v1/poweroff      begin the orderly shutdown
+//	GET  /v1/upgrade                        where upgrades stand (upgrade.Status)
+//	GET  /v1/upgrade/attempts               the last ones, the newest first
+//	POST /v1/upgrade/plan                   what POST /v1/upgrade would do (upgrade.Request, update.Plan)
+//	POST /v1/upgrade                        upgrades; answers with lines of JSON (Event) until it is done
+//	POST /v1/rollback                       goes back (RollBackRequest, RollBackAnswer)
+//	DELETE /v1/upgrade/quarantine/<version>  lets a version be tried again
 //
 // Errors are {"error": "..."} with a matching HTTP status. Paths and fields are stable; new ones may come.
 package adminapi
@@ -39,7 +45,9 @@ type Server struct {
 	Init   Init
 	Status func(ctx context.Context) (status.Status, error)
 	LogDir string
-	Log    *slog.Logger
+	// Upgrades is nil on a machine without slots.
+	Upgrades Upgrades
+	Log      *slog.Logger
 }
 
 const (
@@ -66,7 +74,7 @@ func Listen(path string) (net.Listener, error) {
 // Serve answers on ln until ctx ends; running requests, followed logs too, end with it.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	srv := &http.Server{
-		Handler:           s.handler(),
+		Handler:           s.handler(ctx),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		IdleTimeout:       30 * time.Second,
@@ -81,7 +89,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	return nil
 }
 
-func (s *Server) handler() http.Handler {
+func (s *Server) handler(ctx context.Context) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", s.status)
 	mux.HandleFunc("GET /v1/logs/{process}", s.logs)
@@ -90,6 +98,9 @@ func (s *Server) handler() http.Handler {
 	}
 	for _, verb := range []initctl.Verb{initctl.VerbReboot, initctl.VerbPowerOff} {
 		mux.HandleFunc("POST /v1/"+string(verb), s.tell(verb))
+	}
+	if s.Upgrades != nil {
+		s.handleUpgrades(ctx, mux)
 	}
 	return http.MaxBytesHandler(mux, maxBody)
 }

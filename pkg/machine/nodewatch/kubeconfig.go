@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -52,6 +53,21 @@ type user struct {
 type endpoint struct {
 	server *url.URL
 	tls    *tls.Config
+}
+
+// Access returns a client that the API server knows by the kubeconfig at path, and the server's address; server, unless
+// it is "", is taken in the place of the file's. The client keeps no connection, so that nobody has to close it.
+func Access(path, server string) (*http.Client, *url.URL, error) {
+	e, err := loadKubeconfig(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	if server != "" {
+		if e.server, err = url.Parse(server); err != nil {
+			return nil, nil, fmt.Errorf("API server: %w", err)
+		}
+	}
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: e.tls, DisableKeepAlives: true}}, e.server, nil
 }
 
 // loadKubeconfig reads the current context of the file at path. A missing file wraps fs.ErrNotExist.
