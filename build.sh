@@ -12,6 +12,7 @@ usage() {
 
 	  deps            install what a build needs, by apt (as root or with sudo)
 	  image [TARGET]  build the image of TARGET (amd64) into out/TARGET/
+	  release [TARGET] the same, and add it to out/TARGET/release/, which machines upgrade from
 	  run             build the image and boot it; see ./build.sh run --help
 	  test [LANE]     run the tests: unit, native, vm, or all of these; chaos
 	  bench NAME      measure beside the peer: store, cluster
@@ -93,7 +94,7 @@ mkimage() {
 
 case "${1:-}" in
 	deps) case "${2:-}" in -h | --help) echo "usage: ./build.sh deps: install by apt: ${packages[*]}" ;; *) deps ;; esac ;;
-	image | run | test | bench) mkimage "$@" ;;
+	image | release | run | test | bench) mkimage "$@" ;;
 	-h | --help) usage ;;
 	*) usage >&2; exit 2 ;;
 esac

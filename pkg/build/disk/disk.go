@@ -148,8 +148,8 @@ func (s Spec) write(ctx context.Context, f *os.File, id identity) error {
 		files []fatFile
 	}{
 		partition.System: {"CAIRN_SYS", system},
-		partition.BootA:  {"CAIRN_BOOTA", boot},
-		partition.BootB:  {"CAIRN_BOOTB", nil},
+		partition.BootA:  {bootLabel, boot},
+		partition.BootB:  {bootLabel, nil},
 	} {
 		if err := createFAT(f, find(parts, name), fat.label, fat.files); err != nil {
 			return fmt.Errorf("%s: %w", name, err)

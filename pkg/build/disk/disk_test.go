@@ -135,7 +135,8 @@ func TestBuildTwiceGivesTheSameBytes(t *testing.T) {
 }
 
 func TestBuild(t *testing.T) {
-	image := build(t, spec(t))
+	made := spec(t)
+	image := build(t, made)
 	for _, name := range []string{partition.System, partition.BootA, partition.BootB} {
 		check(t, image, name, "fsck.fat", "-n")
 	}
@@ -151,7 +152,7 @@ func TestBuild(t *testing.T) {
 	}
 	vars, err := slot.DecodeBlock(env)
 	want := map[string]string{"cmdline": "cairn.roothash=" + strings.Repeat("5a", 32) +
-		" cairn.rootblocks=2560 panic=10 console=tty0 console=ttyS0,115200"}
+		" cairn.rootblocks=2560 " + made.Recipe.Cmdline}
 	if diff := cmp.Diff(want, vars); diff != "" || err != nil {
 		t.Errorf("slot.env (-want +got): %v\n%s", err, diff)
 	}
@@ -163,6 +164,53 @@ func TestBuild(t *testing.T) {
 	}
 	if s, i, err := slot.Choose(copies[0], copies[1]); s != slot.New(slot.A) || i != 0 || err != nil {
 		t.Errorf("state of a new image: %v in copy %d, %v", s, i, err)
+	}
+}
+
+// TestBootImage compares what an upgrade writes with what a flashed disk has.
+func TestBootImage(t *testing.T) {
+	s := spec(t)
+	image, boot := build(t, s), filepath.Join(t.TempDir(), "boot.img")
+	if err := BootImage(t.Context(), s, boot); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(boot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := info.Size(); n < 9<<20 || n > 14<<20 || n%512 != 0 {
+		t.Errorf("boot image of %d bytes for files of 9 MB", n)
+	}
+	disk := open(t, image)
+	start, size, err := locate(disk, partition.BootA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !same(t, open(t, boot), io.NewSectionReader(disk, start, info.Size())) {
+		t.Error("the boot image is not what slot a begins with")
+	}
+	// It works in a partition that was full of something else.
+	disk, err = os.OpenFile(image, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	if start, size, err = locate(disk, partition.BootB); err != nil {
+		t.Fatal(err)
+	}
+	junk := bytes.Repeat([]byte("junk"), 1<<18)
+	for at := int64(0); at < size; at += int64(len(junk)) {
+		if _, err := disk.WriteAt(junk, start+at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := io.Copy(io.NewOffsetWriter(disk, start), open(t, boot)); err != nil {
+		t.Fatal(err)
+	}
+	check(t, image, partition.BootB, "fsck.fat", "-n")
+	kernel, err := ReadFile(image, partition.BootB, "vmlinuz")
+	if err != nil || !bytes.HasPrefix(kernel, []byte("kernelkernel")) || len(kernel) != 5<<20/6*6 {
+		t.Errorf("vmlinuz in slot b: %d bytes, %v", len(kernel), err)
 	}
 }
 

@@ -8,13 +8,16 @@ import (
 	"github.com/diskfs/go-diskfs/filesystem/fat32"
 )
 
+// fatStart is where a file system's first allocation table begins, after
+// go-diskfs's reserved sectors.
+const fatStart = 32 * sectorSize
+
 // fixParents corrects the ".." of the folders in the root of fs: Microsoft's
 // FAT specification wants cluster 0 there, go-diskfs 1.9 writes the root's
 // number, which checkers and some firmware call an error.
 func fixParents(f *os.File, fs *fat32.FileSystem) error {
 	const (
 		root        = 2
-		fatStart    = 32 * sectorSize // go-diskfs's reserved sectors
 		lastCluster = 0x0ffffff8
 		entrySize   = 32
 		attributes  = 11

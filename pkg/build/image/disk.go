@@ -61,7 +61,7 @@ func (b *Builder) Image(ctx context.Context, compress bool) (*Output, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw, err := b.disk(ctx, parts, ramdisk)
+	raw, boot, err := b.disk(ctx, parts, ramdisk)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +69,10 @@ func (b *Builder) Image(ctx context.Context, compress bool) (*Output, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &Output{Disk: raw, Tree: parts.Root.Tree, Root: parts.Root.Image, Hello: parts.Hello, HelloTag: parts.HelloTag, KubeCtl: kubectl}
+	out := &Output{
+		Disk: raw, Boot: boot, Tree: parts.Root.Tree, Root: parts.Root.Image, RootHash: parts.Root.RootHash, RootBlocks: parts.Root.Blocks,
+		Hello: parts.Hello, HelloTag: parts.HelloTag, KubeCtl: kubectl, Release: parts.Release,
+	}
 	if err := os.MkdirAll(b.Dir(), 0o755); err != nil {
 		return nil, err
 	}
@@ -121,16 +124,17 @@ func (b *Builder) initramfs(ctx context.Context, init string) (string, error) {
 	return filepath.Join(dir, "initramfs.img"), err
 }
 
-func (b *Builder) disk(ctx context.Context, parts *Parts, ramdisk string) (string, error) {
+// disk returns the disk image and the image of its boot partition.
+func (b *Builder) disk(ctx context.Context, parts *Parts, ramdisk string) (raw, boot string, err error) {
 	recipeFile := filepath.Join(b.o.Repo, "images", b.o.Target, "disk.yaml")
 	grubFile := filepath.Join(b.o.Repo, "images", b.o.Target, "grub.cfg")
 	tools, packages, err := b.archive.Tree(ctx, append(grub.Packages, disk.ToolPackages...)...)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	k, err := b.keyWithCode("disk", "build/disk", "build/grub", "partition", "slot")
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	k.String(b.o.Version, parts.Root.RootHash, fmt.Sprint(parts.Release.BuildTime))
 	for _, p := range packages {
@@ -138,7 +142,7 @@ func (b *Builder) disk(ctx context.Context, parts *Parts, ramdisk string) (strin
 	}
 	for _, path := range []string{recipeFile, grubFile, parts.Kernel.Image, ramdisk} {
 		if err := k.File(path); err != nil {
-			return "", err
+			return "", "", err
 		}
 	}
 	dir, err := b.cache.Get(ctx, k, func(ctx context.Context, dir string) (err error) {
@@ -155,13 +159,17 @@ func (b *Builder) disk(ctx context.Context, parts *Parts, ramdisk string) (strin
 		if err != nil {
 			return err
 		}
-		return disk.Build(ctx, disk.Spec{
+		spec := disk.Spec{
 			Recipe: recipe, GRUB: selector, Kernel: parts.Kernel.Image, Initramfs: ramdisk,
 			RootImage: parts.Root.Image, RootHash: parts.Root.RootHash, RootBlocks: parts.Root.Blocks,
 			Version: b.o.Version, Epoch: time.Unix(parts.Release.BuildTime, 0), Tools: tools,
-		}, filepath.Join(dir, "disk.img"))
+		}
+		if err := disk.BootImage(ctx, spec, filepath.Join(dir, "boot.img")); err != nil {
+			return err
+		}
+		return disk.Build(ctx, spec, filepath.Join(dir, "disk.img"))
 	})
-	return filepath.Join(dir, "disk.img"), err
+	return filepath.Join(dir, "disk.img"), filepath.Join(dir, "boot.img"), err
 }
 
 // compress returns out/<target>/disk.img.zst, made from raw unless it is

@@ -17,6 +17,7 @@ import (
 	"github.com/cairn-os/cairn/pkg/build/kernel"
 	"github.com/cairn-os/cairn/pkg/build/oci"
 	"github.com/cairn-os/cairn/pkg/build/rootfs"
+	"github.com/cairn-os/cairn/pkg/build/signing"
 	"github.com/cairn-os/cairn/pkg/release"
 )
 
@@ -26,6 +27,9 @@ type Options struct {
 	Target  string // folder of images/; empty means "amd64"
 	Out     string // where the outputs go; empty means "out"
 	Version string // released version; empty means the tree's own
+	// Keys is the folder of the keys that sign releases of this image, whose
+	// root metadata it carries; empty means this machine's own, for development.
+	Keys string
 }
 
 // Builder holds what all steps of a build share.
@@ -33,6 +37,7 @@ type Builder struct {
 	o       Options
 	cache   *cache.Cache
 	archive *debian.Archive
+	keys    *signing.Keys
 }
 
 // New opens the cache and Debian's archive for a build.
@@ -57,7 +62,11 @@ func New(ctx context.Context, o Options) (*Builder, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Builder{o: o, cache: c, archive: archive}, nil
+	keys, err := openKeys(ctx, o.Keys, c)
+	if err != nil {
+		return nil, err
+	}
+	return &Builder{o: o, cache: c, archive: archive, keys: keys}, nil
 }
 
 // Dir is where the target's outputs go.
@@ -109,12 +118,17 @@ func (b *Builder) Parts(ctx context.Context) (*Parts, error) {
 		return nil, err
 	}
 	p.Hello, p.HelloTag = hello.Tar, hello.Tag
+	anchor, err := b.anchor(ctx)
+	if err != nil {
+		return nil, err
+	}
 	p.Release = release.Info{Version: b.o.Version, Kubernetes: p.Programs.Kubernetes, Kernel: p.Kernel.Version, BuildTime: built.Unix()}
 	p.Root, err = rootfs.Build(ctx, rootfs.Options{
 		Repo: b.o.Repo, Target: b.o.Target, Cache: b.cache, Archive: b.archive, Programs: p.Programs, Release: p.Release,
 		Extra: map[string]string{
 			"usr/lib/modules/" + p.Kernel.Version: p.Kernel.ModulesDir,
 			"usr/share/cairn/images/pause.tar":    pause.Tar,
+			"usr/share/cairn/update/root.json":    anchor,
 		},
 	})
 	return p, err

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/cairn-os/cairn/pkg/release"
 )
 
 // Output names the files of a finished build. Those outside of the output
@@ -14,9 +16,14 @@ type Output struct {
 	Compressed string `json:"compressed_disk"` // the same as disk.img.zst; empty unless asked for
 	Tree       string `json:"tree"`            // the unpacked root file system
 	Root       string `json:"root"`            // its image with the dm-verity tree
+	RootHash   string `json:"root_hash"`       // of that tree, in hexadecimal
+	RootBlocks int64  `json:"root_blocks"`     // of the file system before it, of 4096 bytes
+	Boot       string `json:"boot"`            // the image of a slot's boot partition
 	Hello      string `json:"hello"`           // the demonstration's container image, a tar file
 	HelloTag   string `json:"hello_tag"`       // its name
 	KubeCtl    string `json:"kubectl"`         // a kubectl that runs on the build machine
+	// Release is what was built.
+	Release release.Info `json:"release"`
 	// Summary tells a person what was built, how large it is and where.
 	Summary string `json:"-"`
 }

@@ -66,6 +66,7 @@ var storePackages = []string{"./pkg/store/...", "./pkg/cmd/cairn-store/..."}
 var raced = []string{
 	"./pkg/supervise/...", "./pkg/reaper/...", "./pkg/notify/...", "./pkg/initctl/...", "./pkg/sequence/...",
 	"./pkg/network/...", "./pkg/dhcp/...", "./pkg/build/cache/...", "./pkg/build/progress/...",
+	"./pkg/bootloader/sysfile/...", "./pkg/bootloader/grubenv/...", "./pkg/health/...", "./pkg/update/source/...", "./pkg/machine/upgrade/...",
 }
 
 // lanePackages hold the tests of the lanes that start machines.
@@ -161,7 +162,8 @@ var checked = []string{
 	"./init/...", "./pkg/cmdline/...", "./pkg/config/...", "./pkg/slot/...", "./pkg/partition/...", "./pkg/atomicfile/...",
 	"./pkg/blockdev/...", "./pkg/verity/...", "./pkg/mount/...", "./pkg/supervise/...", "./pkg/reaper/...", "./pkg/initctl/...",
 	"./pkg/network/...", "./pkg/provision/...", "./pkg/machine/...", "./pkg/cmd/cairnd/...", "./pkg/cmd/cairnctl/...",
-	"./pkg/build/...", "./pkg/vm/...", "./pkg/nodens/...",
+	"./pkg/build/...", "./pkg/vm/...", "./pkg/nodens/...", "./pkg/sweep/...",
+	"./pkg/bootloader/...", "./pkg/release/...", "./pkg/chunk/...", "./pkg/crashlog/...", "./pkg/update/...", "./pkg/health/...",
 }
 
 func goTest(name string, o Options, env []string, parallel, timeout string, packages []string) command {

@@ -17,7 +17,7 @@ import (
 	"github.com/cairn-os/cairn/pkg/status"
 )
 
-var update = flag.Bool("update", false, "rewrite the golden files")
+var rewrite = flag.Bool("update", false, "rewrite the golden files")
 
 // pid1 is a node whose cairnd is down.
 type pid1 struct{ told chan string }
@@ -109,7 +109,7 @@ func TestStatus(t *testing.T) {
 func golden(t *testing.T, name, got string) {
 	t.Helper()
 	path := filepath.Join("testdata", name)
-	if *update {
+	if *rewrite {
 		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}

@@ -73,6 +73,7 @@ func newRoot(p paths) *cobra.Command {
 	root.AddGroup(
 		&cobra.Group{ID: "look", Title: "Look at the node:"},
 		&cobra.Group{ID: "steer", Title: "Steer the node:"},
+		&cobra.Group{ID: "upgrade", Title: "Releases:"},
 		&cobra.Group{ID: "cluster", Title: "The cluster:"},
 		&cobra.Group{ID: "store", Title: "Kubernetes' state:"},
 		&cobra.Group{ID: "config", Title: "Configuration:"},
@@ -83,8 +84,8 @@ func newRoot(p paths) *cobra.Command {
 		processCommand(n, "restart"), processCommand(n, "stop"), processCommand(n, "start"),
 		shutdownCommand(n, "reboot", "Restart the machine in order"),
 		shutdownCommand(n, "poweroff", "Shut the machine down in order and switch it off"),
-		resetCommand(n), clusterCommand(n), tokenCommand(n), kubeconfigCommand(n), certificateCommand(n),
-		storeCommand(n), configCommand(),
+		resetCommand(n), upgradeCommand(n), rollbackCommand(n), clusterCommand(n), tokenCommand(n), kubeconfigCommand(n), certificateCommand(n),
+		storeCommand(n), configCommand(), releaseCommand(p.root),
 	)
 	return root
 }

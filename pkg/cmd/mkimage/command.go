@@ -19,7 +19,7 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(imageCommand(), runCommand(), testCommand(), benchCommand())
+	root.AddCommand(imageCommand(), releaseCommand(), runCommand(), testCommand(), benchCommand())
 	return root
 }
 
@@ -48,6 +48,7 @@ func imageCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&o.Out, "out", "out", "directory of the outputs")
 	cmd.Flags().StringVar(&o.Version, "version", "", "version to stamp the image with (default: the tree's own)")
+	cmd.Flags().StringVar(&o.Keys, "keys", "", "folder of the keys whose releases the image trusts (default: development keys of this machine)")
 	return cmd
 }
 
