@@ -13,20 +13,21 @@ import (
 const (
 	// firstLook is how long after the start the channel is looked at: a machine that just started has other things to do.
 	firstLook = 2 * time.Minute
-	// retrySettle is the pause after Settle failed.
+	// retrySettle and mostRetry are the first and the longest pause after Settle failed.
 	retrySettle = 5 * time.Second
+	mostRetry   = time.Minute
 )
 
 // Run settles what earlier boots left, and then follows the channel if it is to, until ctx ends.
 func (m *Manager) Run(ctx context.Context, settings config.Upgrade) {
-	for {
+	for wait := retrySettle; ; wait = min(2*wait, mostRetry) {
 		err := m.Settle(ctx)
 		m.tell(err)
 		if err == nil {
 			break
 		}
 		m.o.Log.Error("upgrades", "error", err)
-		if !pause(ctx, retrySettle) {
+		if !pause(ctx, wait) {
 			return
 		}
 	}

@@ -3,6 +3,7 @@ package upgrade
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/cairn-os/cairn/pkg/health"
 	"github.com/cairn-os/cairn/pkg/release"
@@ -89,6 +90,15 @@ func (m *Manager) judging() bool {
 
 // endTrial goes back from the running release, on trial, at an operator's word.
 func (m *Manager) endTrial(ctx context.Context, text string) error {
+	m.deciding.Lock()
+	defer m.deciding.Unlock()
+	now, err := m.o.Backend.Read()
+	if err != nil {
+		return err
+	}
+	if now.Trial != m.o.Running.Slot {
+		return fmt.Errorf("%w: the trial has just ended (%s): roll back once more if it was confirmed", update.ErrRefused, now)
+	}
 	st, open, err := m.o.History.State()
 	if err == nil && open {
 		err = m.close(st.Attempt, history.End{Verdict: history.RolledBack, Reason: history.Operator, Text: text})

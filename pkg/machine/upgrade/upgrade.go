@@ -70,6 +70,9 @@ type Options struct {
 type Manager struct {
 	o Options
 
+	// deciding is held while a trial ends: this daemon's verdict and an operator's word can come at the same moment.
+	deciding sync.Mutex
+
 	mu       sync.Mutex // guards all below
 	busy     string     // what is done now, "" nothing
 	progress update.Progress
@@ -205,6 +208,10 @@ func (m *Manager) judge(ctx context.Context, a history.Attempt, state slot.State
 	if err := m.o.History.Save(a); err != nil {
 		m.o.Log.Warn("attempt not kept", "error", err) // a full disk does not make a release unhealthy
 	}
+	m.mu.Lock()
+	m.busy = "version " + m.o.Running.Version + " is on trial"
+	m.trial = &health.Progress{}
+	m.mu.Unlock()
 	m.o.Announce(ctx, fmt.Sprintf("version %s is on trial, %d more tries", m.o.Running.Version, state.Tries))
 	left, err := m.o.Deadline(ctx)
 	if err != nil {
@@ -212,9 +219,12 @@ func (m *Manager) judge(ctx context.Context, a history.Attempt, state slot.State
 	}
 	j, err := m.o.Judge(ctx, func(p health.Progress) {
 		m.mu.Lock()
+		news := m.trial == nil || m.trial.Text != p.Text
 		m.trial = &p
 		m.mu.Unlock()
-		m.o.Announce(ctx, fmt.Sprintf("trial of %s: %s", m.o.Running.Version, p.Text))
+		if news {
+			m.o.Announce(ctx, fmt.Sprintf("trial of %s: %s", m.o.Running.Version, p.Text))
+		}
 	})
 	if err != nil {
 		return err
@@ -225,6 +235,11 @@ func (m *Manager) judge(ctx context.Context, a history.Attempt, state slot.State
 	m.mu.Unlock()
 	if err != nil {
 		return err
+	}
+	m.deciding.Lock()
+	defer m.deciding.Unlock()
+	if now, err := m.o.Backend.Read(); err != nil || now.Trial != m.o.Running.Slot {
+		return err // an operator was faster, and the machine restarts
 	}
 	if !v.Healthy {
 		end := history.End{Verdict: history.RolledBack, Reason: history.Health, Text: v.Reason, Boots: a.Boots, Evidence: evidence(v, m.o.Now())}

@@ -26,17 +26,19 @@ import (
 
 // world is a machine whose boot selector's files and history are real, and whose power comes and goes.
 type world struct {
-	t       *testing.T
-	sys     string // where CAIRN_SYS is
-	backend bootloader.Backend
-	history *history.Store
-	log     []string // what happened, in order
-	now     time.Time
-	healthy bool
-	panic   string
-	cut     string // the word in the log at which the power is cut
-	running slot.Slot
-	version map[slot.Slot]string
+	t         *testing.T
+	sys       string // where CAIRN_SYS is
+	backend   bootloader.Backend
+	history   *history.Store
+	log       []string // what happened, in order
+	now       time.Time
+	healthy   bool
+	panic     string
+	boots     func(*Manager) // is called before the daemon settles
+	meanwhile func()         // happens while the running release is judged
+	cut       string         // the word in the log at which the power is cut
+	running   slot.Slot
+	version   map[slot.Slot]string
 }
 
 // errCut is what everything returns when there is no power.
@@ -103,6 +105,9 @@ func (j judge) Run(context.Context, time.Duration) (health.Verdict, error) {
 	if err := j.w.say("judge"); err != nil {
 		return health.Verdict{}, err
 	}
+	if j.w.meanwhile != nil {
+		j.w.meanwhile()
+	}
 	v := health.Verdict{Healthy: j.w.healthy, Reason: "all checks passed", Evidence: []health.Check{{Name: "node", OK: j.w.healthy, Text: "Ready", Looks: 7}}}
 	if !j.w.healthy {
 		v.Reason = "waiting for: node: NotReady"
@@ -129,6 +134,9 @@ func (w *world) boot() (*Manager, error) {
 	w.running = chosen
 	w.say("boot %s", w.version[chosen])
 	m := w.manager()
+	if w.boots != nil {
+		w.boots(m)
+	}
 	return m, m.Settle(w.t.Context())
 }
 
@@ -299,6 +307,30 @@ func TestPowerCuts(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestRollBackOnTrial: an operator's word counts more than a verdict that comes at the same moment.
+func TestRollBackOnTrial(t *testing.T) {
+	w := newWorld(t)
+	w.arm()
+	w.boots = func(m *Manager) {
+		w.meanwhile = func() {
+			if _, err := m.Upgrade(t.Context(), Request{}); !errors.Is(err, ErrBusy) {
+				t.Errorf("Upgrade on trial: %v; want ErrBusy", err)
+			}
+			if restart, err := m.RollBack(t.Context(), "it smells"); err != nil || !restart {
+				t.Errorf("RollBack = %v, %v", restart, err)
+			}
+		}
+	}
+	if _, err := w.boot(); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"boot 1.1.0", "judge", "before roll back", "roll back: #4: slot a confirmed", "reboot"}
+	if diff := cmp.Diff(want, w.log); diff != "" {
+		t.Errorf("what happened (-want +got):\n%s", diff)
+	}
+	w.ends(history.RolledBack, history.Operator, slot.A)
 }
 
 func TestRollBackOfAConfirmedRelease(t *testing.T) {
