@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -160,6 +161,10 @@ func underWay(s *State) error {
 // get reads the rotation under way, nil for none.
 func get(ctx context.Context, client kubernetes.Interface) (*State, error) {
 	s, err := client.CoreV1().Secrets(join.Namespace).Get(ctx, join.RotationName, metav1.GetOptions{})
+	// In each stage client-go closes the connections that were made with a certificate of before, in the middle of an answer.
+	for again := 0; errors.Is(err, net.ErrClosed) && again < 3; again++ {
+		s, err = client.CoreV1().Secrets(join.Namespace).Get(ctx, join.RotationName, metav1.GetOptions{})
+	}
 	if apierrors.IsNotFound(err) {
 		return nil, nil
 	}

@@ -36,7 +36,7 @@ func TestAwaitNetwork(t *testing.T) {
 			[]string{"waiting for a network address: no network interface has an address yet", ""}, nil},
 		{"IPv6 comes later", both, []found{none, one, two}, []string{
 			"waiting for a network address: no network interface has an address yet",
-			"waiting for a network address: the cluster has the network fd42::/48, and of IPv6 no network interface has an address yet", ""}, nil},
+			"waiting for a network address: the cluster has the network fd42::/48 and this machine no IPv6 address: no network interface has an address yet", ""}, nil},
 		{"the configuration is wrong", both, []found{{err: broken}}, nil, broken},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

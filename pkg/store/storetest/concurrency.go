@@ -96,7 +96,7 @@ var concurrency = []test{
 	}},
 	{"ListThenWatchIsComplete", func(s *suite) {
 		const writes = 300
-		go s.fill("/t/", writes)
+		defer s.fillAside("/t/", writes)()
 		for range 10 {
 			resp := s.list("/t/")
 			w := s.watch("/t/", clientv3.WithPrefix(), clientv3.WithRev(resp.Header.Revision+1))

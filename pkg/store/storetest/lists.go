@@ -18,6 +18,17 @@ func (s *suite) fill(prefix string, n int) (rev int64) {
 	return rev
 }
 
+// fillAside is fill while others go on; what it returns waits for its end. An event can come before the answer to its
+// write, so the events alone do not tell that.
+func (s *suite) fillAside(prefix string, n int) (wait func()) {
+	filled := make(chan struct{})
+	go func() {
+		defer close(filled)
+		s.fill(prefix, n)
+	}()
+	return func() { <-filled }
+}
+
 var lists = []test{
 	{"ListPrefix", func(s *suite) {
 		for _, key := range []string{"/t/b/2", "/t/b", "/t/b/1", "/t/c/1", "/t/b0", "/t/a/1", "/t/b/1/x"} {

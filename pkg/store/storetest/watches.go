@@ -93,7 +93,7 @@ var watches = []test{
 				all[i] = s.watch("/t/", clientv3.WithPrefix(), clientv3.WithRev(first))
 			}
 		}
-		go s.fill("/t/", changes)
+		defer s.fillAside("/t/", changes)()
 		for i := n / 2; i < n; i++ {
 			all[i] = s.watch("/t/", clientv3.WithPrefix(), clientv3.WithRev(first))
 		}
@@ -165,7 +165,7 @@ var watches = []test{
 				s.pause(5 * time.Millisecond)
 			}
 		}()
-		go s.fill("/t/", writes)
+		defer s.fillAside("/t/", writes)()
 		progress, events := int64(0), 0
 		for resp := range w {
 			s.check(resp.Err())
