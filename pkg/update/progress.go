@@ -6,6 +6,9 @@ import (
 	"github.com/cairn-os/cairn/pkg/update/history"
 )
 
+// StepReboot is the last step: the machine is asked to restart.
+const StepReboot = "reboot"
+
 // Progress is where a run is.
 type Progress struct {
 	Step string `json:"step"` // in words, such as "write root"

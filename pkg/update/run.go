@@ -387,7 +387,7 @@ func (r *run) leave(ctx context.Context) error {
 	if r.o.Callbacks.Reboot == nil {
 		return nil
 	}
-	r.o.Progress(Progress{Step: "reboot", Transfer: r.transfer})
+	r.o.Progress(Progress{Step: StepReboot, Transfer: r.transfer})
 	if err := r.o.Callbacks.Reboot(ctx); err != nil {
 		return r.disarm(fmt.Errorf("reboot: %w", err))
 	}

@@ -70,6 +70,9 @@ func (n node) upgrade(cmd *cobra.Command, q upgrade.Request, dry, asJSON bool) e
 	plan, err := c.Upgrade(cmd.Context(), q, bar.show)
 	bar.end()
 	switch {
+	case errors.Is(err, adminapi.ErrRestarts):
+		_, err = io.WriteString(out, "The machine restarts into the new version, on trial. \"cairnctl upgrade status\" tells what comes of it.\n")
+		return err
 	case cmd.Context().Err() != nil:
 		return errors.New("interrupted; the upgrade goes on: see \"cairnctl upgrade status\", or end it with \"cairnctl rollback\"")
 	case err != nil:

@@ -57,7 +57,11 @@ func (c *Client) PlanUpgrade(ctx context.Context, q upgrade.Request) (update.Pla
 	return plan, c.patient().ask(ctx, http.MethodPost, "/v1/upgrade/plan", q, &plan)
 }
 
-// Upgrade upgrades and tells progress. When ctx ends, the upgrade goes on.
+// ErrRestarts says that the machine went down before it could answer: it restarts into what was asked for.
+var ErrRestarts = errors.New("the machine restarts")
+
+// Upgrade upgrades and tells progress. When ctx ends, the upgrade goes on. Its error is ErrRestarts when the machine was
+// faster than its answer.
 func (c *Client) Upgrade(ctx context.Context, q upgrade.Request, progress func(update.Progress)) (update.Plan, error) {
 	data, err := json.Marshal(q)
 	if err != nil {
@@ -68,12 +72,17 @@ func (c *Client) Upgrade(ctx context.Context, q upgrade.Request, progress func(u
 		return update.Plan{}, err
 	}
 	defer res.Body.Close()
+	step := ""
 	for lines := json.NewDecoder(res.Body); ; {
 		var e Event
 		if err := lines.Decode(&e); err != nil {
+			if step == update.StepReboot {
+				return update.Plan{}, ErrRestarts
+			}
 			return update.Plan{}, fmt.Errorf("follow the upgrade: %w", err)
 		}
 		if e.Progress != nil {
+			step = e.Progress.Step
 			progress(*e.Progress)
 		}
 		if e.Error != "" {

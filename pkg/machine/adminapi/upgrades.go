@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/cairn-os/cairn/pkg/machine/upgrade"
@@ -17,7 +18,7 @@ import (
 type Upgrades interface {
 	Status() (upgrade.Status, error)
 	Plan(ctx context.Context, q upgrade.Request) (update.Plan, error)
-	Upgrade(ctx context.Context, q upgrade.Request) (update.Plan, error)
+	Upgrade(ctx context.Context, q upgrade.Request, tell func(update.Progress)) (update.Plan, error)
 	RollBack(ctx context.Context, text string) (restart bool, err error)
 	Attempts() ([]history.Attempt, error)
 	Clear(version string) error
@@ -116,40 +117,45 @@ func (s *Server) failUpgrade(w http.ResponseWriter, err error) {
 
 // upgrade upgrades and answers with events until that ends or the client leaves.
 func (s *Server) upgrade(ctx context.Context, w http.ResponseWriter, r *http.Request, q upgrade.Request) {
-	end := make(chan Event, 1)
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	out := json.NewEncoder(&flushing{w: w, c: http.NewResponseController(w)})
+	var mu sync.Mutex // guards out, which is no more when this returns
+	gone := false
+	tell := func(e Event) {
+		mu.Lock()
+		defer mu.Unlock()
+		if gone {
+			return
+		}
+		if err := out.Encode(e); err != nil {
+			s.Log.Info("answer upgrade", "error", err)
+		}
+	}
+	defer func() {
+		mu.Lock()
+		defer mu.Unlock()
+		gone = true
+	}()
+	end := make(chan struct{})
 	go func() {
-		plan, err := s.Upgrades.Upgrade(ctx, q)
+		defer close(end)
+		var last time.Time
+		plan, err := s.Upgrades.Upgrade(ctx, q, func(p update.Progress) {
+			if news := time.Since(last) >= progressInterval; news || p.Total == 0 || p.Done == p.Total {
+				last = time.Now()
+				tell(Event{Progress: &p})
+			}
+		})
 		e := Event{Plan: &plan}
 		if err != nil {
 			e.Error = err.Error()
 			s.Log.Error("upgrade", "error", err)
 		}
-		end <- e
+		tell(e)
 	}()
-	w.Header().Set("Content-Type", "application/x-ndjson")
-	out := json.NewEncoder(&flushing{w: w, c: http.NewResponseController(w)})
-	tick := time.NewTicker(progressInterval)
-	defer tick.Stop()
-	var said update.Progress
-	for {
-		select {
-		case <-r.Context().Done():
-			return
-		case e := <-end:
-			if err := out.Encode(e); err != nil {
-				s.Log.Warn("answer upgrade", "error", err)
-			}
-			return
-		case <-tick.C:
-			st, _ := s.Upgrades.Status() // of the boot selector's state, which does not matter here
-			if st.Progress == nil || *st.Progress == said {
-				continue
-			}
-			said = *st.Progress
-			if out.Encode(Event{Progress: &said}) != nil {
-				return
-			}
-		}
+	select {
+	case <-r.Context().Done():
+	case <-end:
 	}
 }
 

@@ -40,9 +40,6 @@ func (m *machine) Status() (upgrade.Status, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := upgrade.Status{Running: release.Info{Version: "1.0.0"}, Slot: slot.A, Held: []history.Quarantine{}}
-	if m.step != "" {
-		s.Progress = &update.Progress{Step: m.step, Done: 1, Total: 2}
-	}
 	return s, nil
 }
 
@@ -51,11 +48,9 @@ func (m *machine) Plan(_ context.Context, q upgrade.Request) (update.Plan, error
 	return update.Plan{To: release.Info{Version: q.Version}, Images: []update.ImagePlan{{Name: "root", Size: 9}}}, m.err
 }
 
-func (m *machine) Upgrade(ctx context.Context, q upgrade.Request) (update.Plan, error) {
+func (m *machine) Upgrade(ctx context.Context, q upgrade.Request, tell func(update.Progress)) (update.Plan, error) {
 	m.tell("upgrade %+v", q)
-	m.mu.Lock()
-	m.step = "write root"
-	m.mu.Unlock()
+	tell(update.Progress{Step: "write root", Done: 1, Total: 2})
 	select {
 	case <-m.goOn:
 	case <-ctx.Done():

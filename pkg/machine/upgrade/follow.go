@@ -44,7 +44,7 @@ func (m *Manager) follow(ctx context.Context, settings config.Upgrade) time.Dura
 	if !settings.Window.Open(now) {
 		return settings.Window.Next(now).Sub(now) + spread(time.Minute)
 	}
-	_, err := m.Upgrade(ctx, Request{})
+	_, err := m.Upgrade(ctx, Request{}, func(update.Progress) {})
 	switch {
 	case errors.Is(err, update.ErrCurrent), errors.Is(err, ErrBusy):
 		err = nil

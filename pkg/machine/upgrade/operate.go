@@ -21,19 +21,20 @@ type Request struct {
 
 // Plan says what Upgrade would do.
 func (m *Manager) Plan(ctx context.Context, q Request) (update.Plan, error) {
-	return m.engage(q, "planning an upgrade", func(e Engine) (update.Plan, error) {
+	return m.engage(q, "planning an upgrade", func(update.Progress) {}, func(e Engine) (update.Plan, error) {
 		return e.Plan(ctx, update.Request{Version: q.Version, NoReboot: q.NoReboot})
 	})
 }
 
-// Upgrade upgrades. It returns when the machine is about to restart, or, with NoReboot, when the next start is a trial.
-func (m *Manager) Upgrade(ctx context.Context, q Request) (update.Plan, error) {
-	return m.engage(q, "upgrading", func(e Engine) (update.Plan, error) {
+// Upgrade upgrades, and tells where it is. It returns when the machine is about to restart, or, with NoReboot, when the next
+// start is a trial. The last that is told before the restart has the step update.StepReboot.
+func (m *Manager) Upgrade(ctx context.Context, q Request, tell func(update.Progress)) (update.Plan, error) {
+	return m.engage(q, "upgrading", tell, func(e Engine) (update.Plan, error) {
 		return e.Run(ctx, update.Request{Version: q.Version, NoReboot: q.NoReboot})
 	})
 }
 
-func (m *Manager) engage(q Request, what string, do func(Engine) (update.Plan, error)) (update.Plan, error) {
+func (m *Manager) engage(q Request, what string, tell func(update.Progress), do func(Engine) (update.Plan, error)) (update.Plan, error) {
 	done, err := m.claim(what)
 	if err != nil {
 		return update.Plan{}, err
@@ -41,8 +42,9 @@ func (m *Manager) engage(q Request, what string, do func(Engine) (update.Plan, e
 	defer done()
 	e, shut, err := m.o.Engine(q.Source, func(p update.Progress) {
 		m.mu.Lock()
-		defer m.mu.Unlock()
 		m.progress = p
+		m.mu.Unlock()
+		tell(p)
 	})
 	if err != nil {
 		return update.Plan{}, err

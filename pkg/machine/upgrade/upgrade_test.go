@@ -315,7 +315,7 @@ func TestRollBackOnTrial(t *testing.T) {
 	w.arm()
 	w.boots = func(m *Manager) {
 		w.meanwhile = func() {
-			if _, err := m.Upgrade(t.Context(), Request{}); !errors.Is(err, ErrBusy) {
+			if _, err := m.Upgrade(t.Context(), Request{}, func(update.Progress) {}); !errors.Is(err, ErrBusy) {
 				t.Errorf("Upgrade on trial: %v; want ErrBusy", err)
 			}
 			if restart, err := m.RollBack(t.Context(), "it smells"); err != nil || !restart {
