@@ -182,7 +182,7 @@ func TestBootImage(t *testing.T) {
 		t.Errorf("boot image of %d bytes for files of 9 MB", n)
 	}
 	disk := open(t, image)
-	start, size, err := locate(disk, partition.BootA)
+	start, _, err := locate(disk, partition.BootA)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +195,8 @@ func TestBootImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer disk.Close()
-	if start, size, err = locate(disk, partition.BootB); err != nil {
+	start, size, err := locate(disk, partition.BootB)
+	if err != nil {
 		t.Fatal(err)
 	}
 	junk := bytes.Repeat([]byte("junk"), 1<<18)

@@ -25,7 +25,6 @@ import (
 type machine struct {
 	mu   sync.Mutex
 	told []string
-	step string
 	goOn chan struct{}
 	err  error
 }
