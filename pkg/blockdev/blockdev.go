@@ -117,6 +117,15 @@ func readInt(path string) (int64, error) {
 	return strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
 }
 
+// List lists this machine's devices, with what the kernel does not tell read from the disks.
+func List() ([]Device, error) {
+	all, err := Scan("/sys")
+	if err != nil {
+		return nil, err
+	}
+	return Complete(all, ReadDisk), nil
+}
+
 // Complete fills in names and GUIDs that the kernel did not tell, from the GPT that read returns for a disk. Disks
 // whose table cannot be read are left as they are.
 func Complete(all []Device, read func(disk string) (*Table, error)) []Device {

@@ -14,6 +14,7 @@ import (
 	"github.com/cairn-os/cairn/pkg/bootloader"
 	"github.com/cairn-os/cairn/pkg/bootloader/grubenv"
 	"github.com/cairn-os/cairn/pkg/bootloader/sysfile"
+	"github.com/cairn-os/cairn/pkg/cgroup"
 	"github.com/cairn-os/cairn/pkg/cmdline"
 	"github.com/cairn-os/cairn/pkg/config"
 	"github.com/cairn-os/cairn/pkg/crashlog"
@@ -32,12 +33,8 @@ import (
 )
 
 const (
-	systemDir   = "/run/cairn/sys" // where init mounts CAIRN_SYS, read-only
-	upgradeDir  = "/var/lib/cairn/upgrade"
-	crashDir    = "/var/lib/cairn/crash"
-	storeSocket = "/run/cairn/store-admin.sock"
-	ownServer   = "https://127.0.0.1:6443"
-	cgroups     = "/sys/fs/cgroup"
+	upgradeDir = "/var/lib/cairn/upgrade"
+	ownServer  = "https://127.0.0.1:6443"
 )
 
 // Upgrades configure the machine's upgrades.
@@ -68,7 +65,7 @@ func (m *Machine) newUpgrades(ctx context.Context) (*upgrade.Manager, error) {
 	u := &upgrades{
 		Machine: m, history: kept,
 		running: update.Running{Info: info, Target: runtime.GOARCH, Slot: slot.Slot(st.Slot.Name)},
-		backend: grubenv.New(sysfile.Dir{Path: systemDir, Writable: bootloader.Remount(systemDir)}),
+		backend: grubenv.New(sysfile.Dir{Path: sysfile.Mount, Writable: bootloader.Remount(sysfile.Mount)}),
 	}
 	return upgrade.New(upgrade.Options{
 		Running: u.running, Backend: u.backend, History: kept, Engine: u.engine, Judge: u.judge, Deadline: u.deadline,
@@ -163,11 +160,10 @@ func (u *upgrades) device(s slot.Slot, image string) (string, error) {
 	if !ok {
 		return "", errors.New("cairn.bootpart is missing on the kernel command line")
 	}
-	devices, err := blockdev.Scan("/sys")
+	devices, err := blockdev.List()
 	if err != nil {
 		return "", err
 	}
-	devices = blockdev.Complete(devices, blockdev.ReadDisk)
 	disk, err := blockdev.DiskOf(devices, uuid)
 	if err != nil {
 		return "", err
@@ -190,7 +186,7 @@ func (u *upgrades) deadline(ctx context.Context) (time.Duration, error) {
 
 // panic is the newest crash of a kernel since a moment, in one line.
 func (u *upgrades) panic(since time.Time) string {
-	all, err := crashlog.List(crashDir)
+	all, err := crashlog.List(crashlog.Kept)
 	if err != nil {
 		u.opt.Log.Warn("crash records not read", "error", err)
 	}
@@ -214,7 +210,7 @@ func (u *upgrades) snapshot(ctx context.Context) (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	c := admin.Open(storeSocket)
+	c := admin.Open(admin.Socket)
 	defer c.Close()
 	s, err := c.Take(ctx)
 	return s.Name, err
@@ -233,7 +229,7 @@ func (u *upgrades) judge(_ context.Context, progress func(health.Progress)) (upg
 	if u.opt.Kubeconfig != "" {
 		o.Node = u.nodeSeen
 		o.API = access("")
-		o.Containers = func() (map[string]bool, error) { return health.Containers(cgroups) }
+		o.Containers = func() (map[string]bool, error) { return health.Containers(cgroup.Root) }
 	}
 	if u.opt.Upgrades.Server {
 		o.ControlPlane = access(ownServer)
@@ -252,7 +248,7 @@ func (u *upgrades) nodeSeen() health.Node {
 
 // storeHealth asks the store of this machine.
 func storeHealth(ctx context.Context) (health.Store, error) {
-	c := admin.Open(storeSocket)
+	c := admin.Open(admin.Socket)
 	defer c.Close()
 	st, err := c.Status(ctx)
 	if err != nil {

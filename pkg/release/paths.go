@@ -6,6 +6,9 @@ import (
 	"strings"
 )
 
+// AnchorPath is where a root file system has the root metadata by which a machine trusts releases.
+const AnchorPath = "/usr/share/cairn/update/root.json"
+
 // CheckName says what is wrong with name as that of a target or a channel: both
 // are parts of paths and of URLs.
 func CheckName(name string) error {

@@ -89,15 +89,6 @@ func names(devices []blockdev.Device) string {
 	return strings.Join(disks, ", ")
 }
 
-// Scan lists the machine's devices, with what the kernel does not tell read from the disks.
-func Scan() ([]blockdev.Device, error) {
-	devices, err := blockdev.Scan("/sys")
-	if err != nil {
-		return nil, err
-	}
-	return blockdev.Complete(devices, blockdev.ReadDisk), nil
-}
-
 // Find looks for the disk on this machine.
 func Find(ctx context.Context, logf guard.Logf, partUUID string) (string, []blockdev.Device, error) {
 	changed := make(chan struct{}, 1)
@@ -125,6 +116,6 @@ func Find(ctx context.Context, logf guard.Logf, partUUID string) (string, []bloc
 		})
 		defer func() { stop(); <-done }()
 	}
-	f := Finder{Logf: logf, Scan: Scan, Repair: blockdev.RepairDisk, Changed: changed, Remind: time.Second}
+	f := Finder{Logf: logf, Scan: blockdev.List, Repair: blockdev.RepairDisk, Changed: changed, Remind: time.Second}
 	return f.Find(ctx, partUUID)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/cairn-os/cairn/init/internal/entry"
 	"github.com/cairn-os/cairn/init/internal/trial"
 	"github.com/cairn-os/cairn/pkg/blockdev"
+	"github.com/cairn-os/cairn/pkg/bootloader/sysfile"
 	"github.com/cairn-os/cairn/pkg/mount"
 	"github.com/cairn-os/cairn/pkg/partition"
 	"github.com/cairn-os/cairn/pkg/reaper"
@@ -42,7 +43,7 @@ func (m *machine) findBootDisk(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = mount.Mount{Source: system.Path(), Target: systemMount, Type: "vfat", Flags: unix.MS_RDONLY | noSuid | noDev | noExec,
+	err = mount.Mount{Source: system.Path(), Target: sysfile.Mount, Type: "vfat", Flags: unix.MS_RDONLY | noSuid | noDev | noExec,
 		Data: "umask=0077"}.Apply("/")
 	if err != nil {
 		// Without it there is no seed configuration and no slot state; with its last good configuration the machine works.
@@ -50,7 +51,7 @@ func (m *machine) findBootDisk(ctx context.Context) error {
 		m.seedErr = err
 		return nil
 	}
-	m.beginTrial(trial.At(systemMount), slot.Slot(e.Slot))
+	m.beginTrial(trial.At(sysfile.Mount), slot.Slot(e.Slot))
 	return nil
 }
 

@@ -16,9 +16,6 @@ const (
 	noExec = unix.MS_NOEXEC
 )
 
-// systemMount is where CAIRN_SYS is read; cairnd mounts it elsewhere when it has to write.
-const systemMount = "/run/cairn/sys"
-
 // pseudoFileSystems are the kernel's file systems. The first four came along from the initramfs.
 func pseudoFileSystems() []mount.Mount {
 	return []mount.Mount{

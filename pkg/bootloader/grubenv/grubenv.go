@@ -20,6 +20,7 @@ import (
 
 // Store is a bootloader.Backend on CAIRN_SYS.
 type Store struct {
+	sysfile.Reports
 	disk   sysfile.Disk
 	copies sysfile.Copies
 }
@@ -27,7 +28,9 @@ type Store struct {
 var _ bootloader.Backend = (*Store)(nil)
 
 // New returns the store on disk: sysfile.Dir on a node.
-func New(disk sysfile.Disk) *Store { return &Store{disk: disk, copies: sysfile.Copies{Disk: disk}} }
+func New(disk sysfile.Disk) *Store {
+	return &Store{Reports: sysfile.Reports{Disk: disk}, disk: disk, copies: sysfile.Copies{Disk: disk}}
+}
 
 // Read implements bootloader.Backend. Without a valid state GRUB boots slot a.
 func (s *Store) Read() (state slot.State, err error) {
@@ -93,17 +96,3 @@ func (s *Store) Restart() (bootloader.Restart, error) { return bootloader.Restar
 
 // SelectorCounts implements bootloader.Backend: GRUB does.
 func (s *Store) SelectorCounts() bool { return true }
-
-// Report implements bootloader.Backend.
-func (s *Store) Report() (r slot.Report, err error) {
-	err = s.disk.Do(false, func() error {
-		r, err = s.copies.Report()
-		return err
-	})
-	return r, err
-}
-
-// WriteReport implements bootloader.Backend.
-func (s *Store) WriteReport(r slot.Report) error {
-	return s.disk.Do(true, func() error { return s.copies.WriteReport(r) })
-}

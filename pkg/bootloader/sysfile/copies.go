@@ -125,6 +125,23 @@ func (c Copies) WriteReport(r slot.Report) error {
 	return nil
 }
 
+// Reports is the part of a bootloader.Backend that keeps the report of a trial; back-ends embed it.
+type Reports struct{ Disk Disk }
+
+// Report implements bootloader.Backend.
+func (r Reports) Report() (found slot.Report, err error) {
+	err = r.Disk.Do(false, func() error {
+		found, err = Copies(r).Report()
+		return err
+	})
+	return found, err
+}
+
+// WriteReport implements bootloader.Backend.
+func (r Reports) WriteReport(report slot.Report) error {
+	return r.Disk.Do(true, func() error { return Copies(r).WriteReport(report) })
+}
+
 // ClearReport takes away what an earlier trial said. It makes the file as well,
 // so that no trial boot has to change the folder.
 func (c Copies) ClearReport() error {

@@ -21,6 +21,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Mount is where a node's init mounts CAIRN_SYS, read-only.
+const Mount = "/run/cairn/sys"
+
 // Paths on CAIRN_SYS.
 const (
 	State1 = "cairn/state1.env"

@@ -63,6 +63,7 @@ const flag = "0 tryboot"
 
 // Store is a bootloader.Backend on CAIRN_SYS.
 type Store struct {
+	sysfile.Reports
 	disk   sysfile.Disk
 	copies sysfile.Copies
 }
@@ -70,7 +71,9 @@ type Store struct {
 var _ bootloader.Backend = (*Store)(nil)
 
 // New returns the store on disk: sysfile.Dir on a node.
-func New(disk sysfile.Disk) *Store { return &Store{disk: disk, copies: sysfile.Copies{Disk: disk}} }
+func New(disk sysfile.Disk) *Store {
+	return &Store{Reports: sysfile.Reports{Disk: disk}, disk: disk, copies: sysfile.Copies{Disk: disk}}
+}
 
 // Read implements bootloader.Backend.
 func (s *Store) Read() (state slot.State, err error) {
@@ -254,20 +257,6 @@ func (s *Store) Restart() (r bootloader.Restart, err error) {
 
 // SelectorCounts implements bootloader.Backend: the firmware does not.
 func (s *Store) SelectorCounts() bool { return false }
-
-// Report implements bootloader.Backend.
-func (s *Store) Report() (r slot.Report, err error) {
-	err = s.disk.Do(false, func() error {
-		r, err = s.copies.Report()
-		return err
-	})
-	return r, err
-}
-
-// WriteReport implements bootloader.Backend.
-func (s *Store) WriteReport(r slot.Report) error {
-	return s.disk.Do(true, func() error { return s.copies.WriteReport(r) })
-}
 
 // Chosen is the folder of the device tree in which the firmware says how it
 // booted.

@@ -26,31 +26,13 @@ const bootLabel = "CAIRN_BOOT"
 // SOURCE_DATE_EPOCH while it runs.
 func BootImage(ctx context.Context, s Spec, out string) (err error) {
 	defer progress.FromContext(ctx).Start("disk: boot image").Done(&err)
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("build boot image: %w", err)
-		}
-	}()
-	restore, err := setEpoch(s.Epoch)
-	if err != nil {
-		return err
-	}
-	defer restore()
 	files, err := s.slotFiles()
 	if err != nil {
-		return err
-	}
-	tmp := out + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
-	if err != nil {
-		return err
+		return fmt.Errorf("build boot image: %w", err)
 	}
 	p := find(partition.Table(s.Recipe.BIOS), partition.BootA)
 	p.Start = 0
-	if err := errors.Join(writeBoot(f, p, files), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(tmp))
-	}
-	return os.Rename(tmp, out)
+	return s.create("boot image", out, func(f *os.File) error { return writeBoot(f, p, files) })
 }
 
 func writeBoot(f *os.File, p partition.Partition, files []fatFile) error {

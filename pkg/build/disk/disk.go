@@ -81,9 +81,18 @@ var ToolPackages = []string{"e2fsprogs"}
 func Build(ctx context.Context, s Spec, out string) (err error) {
 	step := progress.FromContext(ctx).Start("disk: image")
 	defer step.Done(&err)
+	id, err := s.identity()
+	if err != nil {
+		return fmt.Errorf("build disk image: %w", err)
+	}
+	return s.create("disk image", out, func(f *os.File) error { return s.write(ctx, f, id) })
+}
+
+// create replaces the file out by one that write fills, while the FAT writer goes by the image's time.
+func (s Spec) create(what, out string, write func(*os.File) error) (err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("build disk image: %w", err)
+			err = fmt.Errorf("build %s: %w", what, err)
 		}
 	}()
 	restore, err := setEpoch(s.Epoch)
@@ -91,16 +100,12 @@ func Build(ctx context.Context, s Spec, out string) (err error) {
 		return err
 	}
 	defer restore()
-	id, err := s.identity()
-	if err != nil {
-		return err
-	}
 	tmp := out + ".tmp"
 	f, err := os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(s.write(ctx, f, id), f.Close()); err != nil {
+	if err := errors.Join(write(f), f.Close()); err != nil {
 		return errors.Join(err, os.Remove(tmp))
 	}
 	return os.Rename(tmp, out)

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/cairn-os/cairn/pkg/build/binaries"
 	"github.com/cairn-os/cairn/pkg/build/cache"
@@ -126,9 +127,9 @@ func (b *Builder) Parts(ctx context.Context) (*Parts, error) {
 	p.Root, err = rootfs.Build(ctx, rootfs.Options{
 		Repo: b.o.Repo, Target: b.o.Target, Cache: b.cache, Archive: b.archive, Programs: p.Programs, Release: p.Release,
 		Extra: map[string]string{
-			"usr/lib/modules/" + p.Kernel.Version: p.Kernel.ModulesDir,
-			"usr/share/cairn/images/pause.tar":    pause.Tar,
-			"usr/share/cairn/update/root.json":    anchor,
+			"usr/lib/modules/" + p.Kernel.Version:       p.Kernel.ModulesDir,
+			"usr/share/cairn/images/pause.tar":          pause.Tar,
+			strings.TrimPrefix(release.AnchorPath, "/"): anchor,
 		},
 	})
 	return p, err

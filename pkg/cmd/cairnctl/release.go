@@ -15,10 +15,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cairn-os/cairn/pkg/build/releasedir/verify"
+	"github.com/cairn-os/cairn/pkg/release"
 )
-
-// anchorPath is where a root file system has the root metadata that it trusts.
-const anchorPath = "/usr/share/cairn/update/root.json"
 
 func releaseCommand(root string) *cobra.Command {
 	cmd := &cobra.Command{
@@ -104,7 +102,7 @@ func releaseVerifyCommand(root string) *cobra.Command {
 		Use:   "verify DIR",
 		Short: "Check all signatures and all chunks of a release directory",
 		Long: "Check all signatures and all chunks of a release directory, and print what it holds. Trust begins at the root metadata\n" +
-			"that --root names: by default those of this machine (" + anchorPath + "), or, elsewhere, the directory's own\n" +
+			"that --root names: by default those of this machine (" + release.AnchorPath + "), or, elsewhere, the directory's own\n" +
 			"first ones, which only shows that it is whole.",
 		Example: "  cairnctl release verify /mnt/usb/release\n  cairnctl release verify out/amd64/release --root keys/1.root.json",
 		Args:    usage(cobra.ExactArgs(1)),
@@ -116,7 +114,7 @@ func releaseVerifyCommand(root string) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		trusted, own, err := readAnchor(anchor, filepath.Join(root, anchorPath), args[0])
+		trusted, own, err := readAnchor(anchor, filepath.Join(root, release.AnchorPath), args[0])
 		if err != nil {
 			return err
 		}

@@ -107,7 +107,7 @@ func (m *Manager) claim(what string) (done func(), err error) {
 }
 
 // Settle closes what earlier boots left and, on trial, judges the running release. It returns when the running slot is
-// confirmed, or when ctx ends; after a rollback it waits for the end of the machine. It is called once, before all others.
+// confirmed, when ctx ends, or when it has asked for the restart that follows a rollback. It comes before all others.
 func (m *Manager) Settle(ctx context.Context) error {
 	done, err := m.claim("looking at what earlier boots left")
 	if err != nil {

@@ -127,7 +127,7 @@ func (a Attempt) check() error {
 	case a.Verdict != Pending && a.Verdict != Confirmed && a.Verdict != RolledBack && a.Verdict != Abandoned:
 		return fmt.Errorf("attempt %s: verdict %q", a.ID, a.Verdict)
 	}
-	if _, known := a.Reason.text(); !known && a.Reason != "" && len(a.Reason) > 32 {
+	if len(a.Reason) > 32 { // one that a later release knows is kept
 		return fmt.Errorf("attempt %s: reason of %d bytes", a.ID, len(a.Reason))
 	}
 	return nil

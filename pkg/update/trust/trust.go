@@ -45,11 +45,9 @@ import (
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 	"github.com/theupdateframework/go-tuf/v2/metadata/trustedmetadata"
 
+	"github.com/cairn-os/cairn/pkg/release"
 	"github.com/cairn-os/cairn/pkg/update/source"
 )
-
-// AnchorPath is where a root file system carries its anchor.
-const AnchorPath = "/usr/share/cairn/update/root.json"
 
 // Why something is not believed. The errors of this package wrap one of these, or come from the source.
 var (
@@ -77,7 +75,7 @@ var (
 type Options struct {
 	// Dir is /var/lib/cairn/upgrade; it is made if it is missing.
 	Dir string
-	// Anchor is the path of the trusted root.json. Default: AnchorPath.
+	// Anchor is the path of the trusted root.json. Default: release.AnchorPath.
 	Anchor string
 	// Source is the release directory.
 	Source source.Source
@@ -108,7 +106,7 @@ type Client struct {
 // Open reads the anchor and what earlier clients left in o.Dir. It does not use the source.
 func Open(o Options) (*Client, error) {
 	if o.Anchor == "" {
-		o.Anchor = AnchorPath
+		o.Anchor = release.AnchorPath
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
